@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from elastic.errors import SettingsError
@@ -64,9 +65,10 @@ class JobSettings:
     host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
     progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the
     form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `dvfs` says what GPU clocks are
-    chosen for, one of DVFS. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers`
-    are those of this host, and other hosts take part. `grace_s` bounds how long a finished worker waits for the others to finish, and how
-    long all may take to exit. Raises SettingsError.
+    chosen for, one of DVFS. `device` is the kind of device that workers compute on, as torch names it, or "auto"; `workers_per_device`
+    share one. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers` are those of
+    this host, and other hosts take part. `grace_s` bounds how long a finished worker waits for the others to finish, and how long all may
+    take to exit. Raises SettingsError.
     """
 
     name: str
@@ -90,6 +92,8 @@ class JobSettings:
     plan: dict[str, Any] | None = None
     plans_only: bool = False
     dvfs: str = "off"
+    device: str = "cpu"
+    workers_per_device: int = 1
     directory: str | None = None
     shared: bool = False
     grace_s: float = 10.0
@@ -97,7 +101,7 @@ class JobSettings:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise SettingsError(f"name={self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores")
-        for field in ("workers", "threads", "min_workers"):
+        for field in ("workers", "threads", "min_workers", "workers_per_device"):
             _check_count(field, getattr(self, field))
         if self.min_workers > self.workers and not self.shared:
             raise SettingsError(f"min_workers={self.min_workers} is more than workers={self.workers}")
@@ -123,6 +127,11 @@ class JobSettings:
             raise SettingsError(f"dvfs={self.dvfs!r}: use one of {', '.join(DVFS)}")
         if self.dvfs != "off" and self.shared:
             raise SettingsError(f"dvfs={self.dvfs!r} is for jobs on one host: leave it out, or secret=")
+        if not (isinstance(self.device, str) and self.device.isidentifier()):
+            raise SettingsError(
+                f'device={self.device!r}: use "auto", "cpu", "cuda" or another kind of device that torch knows, without an index: each '
+                "worker gets a device of its own. CUDA_VISIBLE_DEVICES says which GPUs there are"
+            )
         _check_args(self.args)
 
     def to_json(self) -> dict[str, Any]:
@@ -237,14 +246,26 @@ def power_socket() -> Path:
     return Path(os.environ.get("ELASTIC_POWER_SOCKET", "/run/elastic-power.sock"))
 
 
+def visible_gpus() -> list[str] | None:
+    """The entries of CUDA_VISIBLE_DEVICES (indices, or UUIDs of GPUs and MIG devices); None if it is not set: all GPUs are visible."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if given is None else [entry.strip() for entry in given.split(",") if entry.strip()]
+
+
+def see_only(gpu: str) -> None:
+    """Makes one GPU the only one that CUDA shows to this process; called before CUDA is initialised."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
 def etcd_environment() -> dict[str, str]:
     """This process's environment without variables that would override the flags of a private etcd or make it print traces."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name in _NEEDED_BY_ETCD}
     return {**kept, "GOTRACEBACK": "none"}
 
 
-def fingerprint() -> dict[str, str]:
-    """Returns what the bits of this training process depend on; it must be equal on all workers. Imports torch."""
+def fingerprint(device: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Returns what the bits of this training process depend on; it must be equal on all workers. Imports torch. `device` describes the
+    device that it computes on."""
     import torch
 
     names = [*worker_environment(1, "default")]
@@ -255,4 +276,5 @@ def fingerprint() -> dict[str, str]:
         "machine": os.uname().machine,
         "capability": torch.backends.cpu.get_cpu_capability(),
         **numeric,
+        **device,
     }

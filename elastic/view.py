@@ -19,7 +19,8 @@ class Member:
     """One worker of the job: its id (never reused), its host's name, and the address at which it accepts links.
 
     It computes a layer in `slowdown` times the workload's time. Its process may use `memory` bytes (None: its share of the host's);
-    it uses `base` of them before it holds a layer. `segment`: its state lies in memory of its host's agent, and outlives its process.
+    it uses `base` of them before it holds a layer. `segment`: its state lies in memory of its host's agent, and outlives its process. It
+    computes on a `device` of this kind: if that is not "cpu", only copies of its state lie there, and no other process can read the rest.
     """
 
     worker: int
@@ -29,16 +30,26 @@ class Member:
     memory: int | None = None
     base: int = 0
     segment: bool = False
+    device: str = "cpu"
 
     def to_json(self) -> list[Any]:
         """One flat list, in the order of the fields."""
-        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base, self.segment]
+        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base, self.segment, self.device]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Member:
         """The inverse of `to_json`."""
-        worker, host, address, slowdown, memory, base, segment = data
-        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory, base=base, segment=segment)
+        worker, host, address, slowdown, memory, base, segment, device = data
+        return cls(
+            worker=worker,
+            host=host,
+            address=address,
+            slowdown=slowdown,
+            memory=memory,
+            base=base,
+            segment=segment,
+            device=device,
+        )
 
 
 def outlives(members: Iterable[Member]) -> bool:

@@ -227,6 +227,7 @@ def main(
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
     etcd: Annotated[str | None, typer.Option(help="host:port of an etcd; by default one is started for the job.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU for each worker where there are some.")] = "cpu",
     report: Annotated[Path | None, typer.Option(help="Write figures to this JSON file.")] = None,
 ) -> None:
     """Trains a byte-level GPT; the same bits for any --workers and --stages."""
@@ -237,9 +238,10 @@ def main(
     if checkpoint is None and (checkpoint_every, keep) != (None, None):
         raise typer.BadParameter("--checkpoint-every and --keep need --checkpoint, the directory to save into")
     given = dict(locals())
-    of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "report")
+    of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "device", "report")
     options = {name: value for name, value in given.items() if name not in of_the_job}
-    job = {"workers": workers, "stages": stages or None, "respawn": respawn, "min_workers": min_workers, "etcd": etcd, "args": (options,)}
+    job = {"workers": workers, "stages": stages or None, "respawn": respawn, "min_workers": min_workers, "etcd": etcd, "device": device}
+    job["args"] = (options,)
     missed: tuple[Missed, ...] = ()
     with tempfile.TemporaryDirectory(prefix="elastic-gpt-") as directory:
         try:

@@ -18,7 +18,7 @@ from elastic.snapshot.held_copies import Held, StoredCopy
 
 
 @dataclass(slots=True, eq=False)
-class _Buffer:
+class Buffer:
     """Memory for one copy of all owned shards. It is written to only if it is neither `lent` nor kept."""
 
     memory: dict[tuple[int, int], dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -33,13 +33,18 @@ class Observer(Protocol):
 
 
 class PreviousCopies:
-    """Keeps the previous copy of every owned shard, in memory that is reused; and an older one, `kept`, to go back to."""
+    """Keeps the previous copy of every owned shard, in memory that is reused; and an older one, `kept`, to go back to.
+
+    `waited_s`: for how many seconds steps have waited for copies that are made beside the computation.
+    """
+
+    waited_s = 0.0
 
     def __init__(self, optimizer: ShardedOptimizer, observer: Observer | None = None) -> None:
         self._updater, self._observer = optimizer.owned, observer
-        self._buffer = _Buffer()
-        self._buffers: list[_Buffer] = [self._buffer]
-        self._set_aside: _Buffer | None = None
+        self._buffer = Buffer()
+        self._buffers: list[Buffer] = [self._buffer]
+        self._set_aside: Buffer | None = None
         self.step: int | None = None
         self.held: list[Held] = []
         self.kept: list[Held] = []
@@ -49,6 +54,15 @@ class PreviousCopies:
         """Memory of all buffers, including one lent to a save, and one that is kept."""
         buffers = [previous for buffer in self._buffers for previous in buffer.memory.values()]
         return sum(memory.nbytes for previous in buffers for memory in previous.values())
+
+    def begin(self, step: int) -> None:
+        """Notes that the owned shards are at step `step` now: where they lie on a device, their copy is begun."""
+
+    def settle(self) -> None:
+        """Waits for the copy that was begun."""
+
+    def first(self, step: int) -> list[Held] | None:
+        """Returns a copy of the state that a view begins with, if shards lie on a device; on the CPU they outlive the process."""
 
     def take(self, step: int) -> None:
         """Copies the owned shards, which are at step `step`, unless they were copied already."""
@@ -92,14 +106,14 @@ class PreviousCopies:
 
     def release(self) -> None:
         """Lets go of all memory, except what others use."""
-        self._buffers, self._buffer, self._set_aside = [], _Buffer(), None
+        self._buffers, self._buffer, self._set_aside = [], Buffer(), None
         self.held, self.kept, self.step = [], [], None
 
-    def _another(self) -> _Buffer:
+    def _another(self) -> Buffer:
         for buffer in self._buffers:
             if not buffer.lent and buffer is not self._set_aside:
                 return buffer
-        self._buffers.append(_Buffer())
+        self._buffers.append(Buffer())
         return self._buffers[-1]
 
     def _copy(self, key: tuple[int, int], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

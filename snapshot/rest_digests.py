@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from elastic.layout.transfer import PARAM, Role
-from elastic.memory.digest import digest
+from elastic.memory import device
+from elastic.memory.digest import checksum_of, digest
 from elastic.memory.raw import as_bytes, checksum
-from elastic.memory.tensors import HostBytes, bytes_of
+from elastic.memory.tensors import HostBytes
 from elastic.snapshot.held_copies import Held, StoredCopy
 from elastic.view import View
 
@@ -149,7 +150,7 @@ class Rest:
         if known is not None and known.step == step and _same(known.memory, raw):
             self._resting[role, layer, start] = known
             return
-        checksums = {state: checksum(each.now()) for state, each in raw.items()}
+        checksums = {state: _checksum(each) for state, each in raw.items()}
         stop = start + next((each.numel() for each in memory.values()), 0)
         together = "".join(value for _, value in sorted(checksums.items()))
         self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums, together=together)
@@ -189,7 +190,7 @@ class Rest:
             if role not in roles or (in_turn and not self._due(role, resting.step, layer)):
                 continue
             for state, memory in resting.memory.items():
-                was, now = resting.checksums[state], checksum(memory.now())
+                was, now = resting.checksums[state], _checksum(memory)
                 if was != now:
                     where = {"layer": layer, "start": start, "stop": resting.stop, "state": state, "step": resting.step}
                     found.append(Changed(role=role, digests=(was, now), **where))
@@ -209,8 +210,7 @@ class Rest:
         memory = None if resting is None else resting.memory.get(state)
         if memory is None:
             return []
-        raw, size = memory.now(), elements * memory.tensor.element_size()
-        return [checksum(raw[place : place + size]) for place in range(0, raw.size, size)]
+        return [checksum_of(block) for block in memory.tensor.split(elements)] if memory.tensor.numel() else []
 
     def combined(self, role: Role, step: int, places: Iterable[tuple[int, int]], *, parameters: bool) -> str | None:
         """Returns one digest of the copies at these layers and starts, as far as it was their turn: of `parameters` only, or of all states.
@@ -258,6 +258,10 @@ class Rest:
         return (copy.role, copy.layer, copy.start) in self.damaged
 
 
+def _checksum(memory: HostBytes) -> str:
+    return checksum(memory.now()) if device.on_host() else checksum_of(memory.tensor)
+
+
 def _same(one: Mapping[str, HostBytes], other: Mapping[str, HostBytes]) -> bool:
     return one.keys() == other.keys() and all(each.tensor is other[state].tensor for state, each in one.items())
 
@@ -266,4 +270,4 @@ def intact(copy: StoredCopy) -> bool:
     """Returns whether a copy's contents still have its digest; True if the digest is unknown."""
     if not isinstance(copy, Held) or copy.digest is None:
         return True
-    return combined({state: checksum(bytes_of(memory)) for state, memory in copy.memory.items()}) == copy.digest
+    return combined({state: checksum_of(memory) for state, memory in copy.memory.items()}) == copy.digest

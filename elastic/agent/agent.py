@@ -336,10 +336,11 @@ class Agent:
             self._loop.forget(self._launcher)
             self.launcher_gone = True
 
-    def _spec(self, number: int, *, first: bool, joins: bool, workers: int | None) -> dict[str, Any]:
+    def _spec(self, number: int, *, slot: int, first: bool, joins: bool, workers: int | None) -> dict[str, Any]:
         sharing, settings = self._start.sharing, self._start.settings
         return WorkerSpec(
             worker=number,
+            slot=slot,
             first=first,
             joins=joins,
             host=self._name,

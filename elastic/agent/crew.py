@@ -78,17 +78,22 @@ class Crew:
         founded with, None if that is this host's."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        worker = ForkedWorker(number=number, channel=Channel(ours))
+        worker = ForkedWorker(number=number, slot=self._free_slot(), channel=Channel(ours))
         self.workers[number] = worker
         self._set_interest(worker)
         self._process.send_signal(signal.SIGCONT)  # in case it is stopped: a long message would not fit into the socket
         segment = self.segments.create(number)
         with theirs:
             fds = [theirs.fileno()] if segment is None else [theirs.fileno(), segment]
-            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number, first=first, joins=joins, workers=workers)}, fds)
+            spec = self._spec(number, slot=worker.slot, first=first, joins=joins, workers=workers)
+            self._forks.send({"type": "fork", "worker": number, "spec": spec}, fds)
         for message in self._standing:
             self.tell([number], message)
         self._await_forkserver(0)
+
+    def _free_slot(self) -> int:
+        taken = {worker.slot for worker in self.workers.values() if not worker.ended}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     def measure(self, threads: int, heard: Callable[[dict[str, Any]], None]) -> None:
         """Checks how this host computes, with so many threads. `heard` gets the result of `worker.node_check`, `{"broken": why}` if the

@@ -10,6 +10,7 @@ from elastic.agent.supervision import WorkerProcess, own_fault
 from elastic.memory import segment
 from elastic.memory.raw import checksum
 from elastic.memory.segment import MappedSegment
+from elastic.memory.sums import matches
 from elastic.observe.console import say
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.offers import BuffersPlace, Contents, Place
@@ -76,7 +77,7 @@ def _intact(mapped: MappedSegment, contents: Contents, place: Place) -> bool:
     elements = place.stop - place.start
     try:
         return all(
-            checksum(mapped.bytes_at(offset, elements * itemsize)) == digests[state] for state, (offset, itemsize) in place.states.items()
+            matches(mapped.bytes_at(offset, elements * itemsize), digests[state]) for state, (offset, itemsize) in place.states.items()
         )
     except (KeyError, ValueError):  # the directory itself was overwritten
         return False

@@ -23,6 +23,7 @@ class WorkerProcess:
     """One worker process, on any host. `gone`: its end is known. `status`: an exit code or minus a signal, from its parent."""
 
     number: int
+    slot: int = 0  # the lowest number that no other live worker of this host has: which device it gets
     pid: int | None = None
     pidfd: int = -1
     announced: dict[str, Any] | None = None

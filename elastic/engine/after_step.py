@@ -18,6 +18,7 @@ from torch import nn
 from elastic.engine import randomness
 from elastic.errors import TrainerError
 from elastic.layout.regions import BLOCK, CutRule
+from elastic.memory import device
 from elastic.memory.tensors import copy
 
 AfterStep = Callable[[torch.Tensor, dict[str, Any]], Any]
@@ -44,8 +45,7 @@ def name_of(f: AfterStep) -> str:
 def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.Tensor]:
     """Returns a tensor and all its state after three calls, whole or cut at these elements."""
     generator = torch.Generator().manual_seed(21)
-    whole = torch.randn((3, BLOCK + 1024), generator=generator).to(dtype)
-    moves = [torch.randn(whole.shape, generator=generator).to(dtype) for _ in range(3)]
+    whole, *moves = (device.placed(torch.randn((3, BLOCK + 1024), generator=generator).to(dtype)) for _ in range(4))
     edges = [*cuts, whole.numel()]
     cut = lambda tensor: [tensor.view(-1)[a:b] for a, b in itertools.pairwise(edges)] if len(cuts) > 1 else [tensor]  # noqa: E731
     pieces = [nn.Parameter(piece) for piece in cut(whole)]
@@ -70,9 +70,9 @@ def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.T
 
 def check(f: AfterStep, dtype: torch.dtype, cut: CutRule) -> None:
     """Raises TrainerError unless f computes the same bits on any runs of a parameter and draws no random numbers."""
-    drawn = torch.default_generator.get_state()
+    drawn = randomness.torch_states()
     whole = _runs(f, dtype, (0,))
-    if not torch.equal(drawn, torch.default_generator.get_state()):
+    if not all(map(torch.equal, drawn, randomness.torch_states())):
         raise TrainerError(
             f"{name_of(f)} draws random numbers, which would differ between layouts: an after_step function must draw none"
             f"{randomness.other_threads()}"

@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, default_collate
 from elastic.engine import randomness
 from elastic.engine.sampler import samples
 from elastic.errors import TrainerError
+from elastic.memory import device
 
 Batch = Callable[[int, int], Any]
 
@@ -70,6 +71,31 @@ class Keyed(tuple[torch.Tensor, Any]):
     """A micro-batch that the model finds by itself: a tensor that names it, which is the first layer's input, and its contents."""
 
     __slots__ = ()
+
+
+def on_device(micro_batch: Any) -> Any:
+    """Returns a micro-batch with its tensors where layers compute; itself on the CPU. What is not a container or tensor stays as it is."""
+    return micro_batch if device.on_host() else _moved(micro_batch)
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return device.placed(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_moved, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(_moved, value))
+    if isinstance(value, dict):
+        moved = {key: _moved(item) for key, item in value.items()}
+        return moved if type(value) is dict else type(value)(**moved)
+    if isinstance(value, Mapping):
+        return {key: _moved(item) for key, item in value.items()}
+    return value
+
+
+def placing(batch: Batch) -> Batch:
+    """Returns a function that loads micro-batches to where layers compute."""
+    return batch if device.on_host() else lambda step, micro_batch: on_device(batch(step, micro_batch))
 
 
 def model_input(micro_batch: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.boundary import Crossing
-from elastic.engine.data import Batch, model_input, tokens_in
+from elastic.engine.data import Batch, model_input, on_device, tokens_in
 from elastic.engine.gather import Gatherer
 from elastic.engine.in_flight import InFlight
 from elastic.engine.layer_times import Effort
@@ -364,7 +364,7 @@ class Executor:
         for micro_batch in micro_batches:
             if not self.pipe.takes(step, micro_batch):
                 continue
-            data = batch(micro_batch) if self.pipe.first or self.pipe.last else None
+            data = on_device(batch(micro_batch)) if self.pipe.first or self.pipe.last else None
             crossing = self._input(step, micro_batch, data)
             for runner in self._runners:
                 crossing = runner.evaluate(step, micro_batch, crossing)

@@ -16,6 +16,7 @@ from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
+from elastic.memory import device
 from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -137,9 +138,11 @@ class LayeredModel:
             if not parameter.requires_grad:
                 continue
             name = self._names[id(parameter)]
-            if parameter.dtype not in _DTYPES or parameter.device.type != "cpu":
+            if parameter.dtype not in _DTYPES or parameter.device != device.current():
                 known = ", ".join(_DTYPES.values())
-                raise TrainerError(f"parameter {name} is {parameter.dtype} on {parameter.device}; only {known} on cpu can be trained")
+                raise TrainerError(
+                    f"parameter {name} is {parameter.dtype} on {parameter.device}; only {known} on {device.current()} can be trained"
+                )
             if id(parameter) in homes:
                 ties.append(Tie(name=name, home=homes[id(parameter)]))
             else:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic.memory import device
+
 
 class Alias(torch.autograd.Function):
     """The same memory as a new non-leaf, non-view tensor, so that a layer may begin with an in-place operation."""
@@ -35,7 +37,7 @@ class Numerics:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Returns the autocast context for one layer; casts are cached only inside it."""
-        return torch.autocast("cpu", dtype=self.autocast) if self.autocast is not None else nullcontext()
+        return torch.autocast(device.current().type, dtype=self.autocast) if self.autocast is not None else nullcontext()
 
     def recomputes(self, layer: int, module: nn.Module) -> bool:
         """Whether the layer keeps only its input and runs again in backward."""

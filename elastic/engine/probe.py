@@ -27,6 +27,7 @@ from elastic.engine import randomness
 from elastic.engine.bit_equality import plain, same
 from elastic.errors import TrainerError
 from elastic.layout.regions import ALIGNMENT, CutRule, align
+from elastic.memory import device
 from elastic.memory import tensors as memory
 
 _STEPS = 6
@@ -244,10 +245,10 @@ class _Trials:
         self._gradients: list[list[torch.Tensor]] = [[] for _ in range(_STEPS)]
         for sample in samples:
             value, direction, noise = (torch.randn(sample.shape, generator=generator) for _ in range(3))
-            self.tensors.append(value.to(sample.dtype))
+            self.tensors.append(device.placed(value.to(sample.dtype)))
             for step, gradients in enumerate(self._gradients):
                 other = noise.reshape(-1).roll(97 * step).view(sample.shape)
-                gradients.append((0.8 * direction + 0.1 * value + 0.3 * other).to(sample.dtype))
+                gradients.append(device.placed((0.8 * direction + 0.1 * value + 0.3 * other).to(sample.dtype)))
         self._used = sorted({sample.group for sample in samples})
         self.foreign_key: object = None
 
@@ -377,4 +378,4 @@ def _scalars(outcome: _ProbeOutcome) -> dict[str, Any]:
 
 
 def _drawn() -> Any:
-    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    return *randomness.torch_states(), np.random.get_state(), random.getstate()

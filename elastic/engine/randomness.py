@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from elastic.memory import raw
+from elastic.memory import device, raw
 from elastic.memory.tensors import of_array
 
 _WORDS = 624
@@ -59,26 +59,35 @@ def _seed_others(words: np.ndarray) -> None:
 
 
 def seed_all(*key: int | str) -> None:
-    """Seeds the default generators of torch (CPU and CUDA), NumPy and Python from the key."""
+    """Seeds the default generators of torch (those of the CPU and of the device), NumPy and Python from the key."""
     words = expand(*key)
     torch.default_generator.set_state(torch_state(words))
+    device.seed_generator(_device_seed(words))
     _seed_others(words)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(int.from_bytes(words[:2].tobytes(), "little"))
+
+
+def _device_seed(words: np.ndarray) -> int:
+    """Returns the seed of a device's generator, which has 64 bits."""
+    return int.from_bytes(words[:2].tobytes(), "little")
+
+
+def torch_states() -> list[torch.Tensor]:
+    """Returns the states of torch's default generators: the CPU's, and the device's if layers compute on one."""
+    states = [torch.default_generator.get_state(), device.generator_state()]
+    return [state for state in states if state is not None]
 
 
 def states(*, others: bool = True) -> tuple[Any, ...]:
     """Returns the states of all default generators; without `others`, of torch's only."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.default_generator.get_state(), devices, *((np.random.get_state(), random.getstate()) if others else ())
+    return torch.default_generator.get_state(), device.generator_state(), *((np.random.get_state(), random.getstate()) if others else ())
 
 
 def put_back(found: tuple[Any, ...]) -> None:
     """Restores what `states` returned."""
-    of_torch, devices, *others = found
+    of_torch, on_device, *others = found
     torch.default_generator.set_state(of_torch)
-    if devices:
-        torch.cuda.set_rng_state_all(devices)
+    if on_device is not None:
+        device.set_generator_state(on_device)
     if others:
         np.random.set_state(others[0])
         random.setstate(others[1])
@@ -108,11 +117,15 @@ class Generators:
     def __init__(self) -> None:
         self.all_keyed = False
         self._prepared: dict[GeneratorKey, torch.Tensor] = {}
+        self._seeds: dict[GeneratorKey, int] = {}  # of the device's generator, if layers compute on one
         self._watched: Any = None
 
     def prepare(self, keys: Iterable[GeneratorKey]) -> None:
         """Computes the states of the next layers in one pass, while caches are warm; drops the states computed before."""
-        self._prepared = {} if self.all_keyed else {key: torch_state(expand(*key)) for key in keys}
+        words = {} if self.all_keyed else {key: expand(*key) for key in keys}
+        self._prepared = {key: torch_state(each) for key, each in words.items()}
+        if not device.on_host():
+            self._seeds = {key: _device_seed(each) for key, each in words.items()}
 
     def enter(self, *key: int | str) -> None:
         """Puts the generators into the key's state."""
@@ -121,6 +134,8 @@ class Generators:
             seed_all(*key)
         else:
             torch.default_generator.set_state(state)
+            if key in self._seeds:
+                device.seed_generator(self._seeds[key])
 
     def watch(self) -> None:
         """Notes the states of Python's and NumPy's generators, so that `drawn` detects later draws."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -80,8 +81,10 @@ class Updater:
         *,
         writes_gradients: bool = False,
         after: Sequence[AfterStep] = (),
+        devices: Mapping[str, torch.device] = MappingProxyType({}),
     ) -> None:
-        self.optimizer = optimizer
+        """`devices` says where the optimizer keeps each tensor that does not have its parameter's shape, by the state's name."""
+        self.optimizer, self._devices = optimizer, devices
         self._after, self._kept = after, dict[nn.Parameter, AfterStepState]()
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
@@ -114,12 +117,20 @@ class Updater:
         piece = nn.Parameter(shard.memory[PARAM][start:stop].view(shape))
         self.optimizer.param_groups[number]["params"].append(piece)
         scalars = shard.scalars.get(parameter.name, {})
-        state = {name: shard.memory[name][start:stop].view(shape) if in_memory(value) else copied(value) for name, value in scalars.items()}
+        state = {
+            name: shard.memory[name][start:stop].view(shape) if in_memory(value) else self._own(name, value)
+            for name, value in scalars.items()
+        }
         kept = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         self._kept[piece] = AfterStepState(parameter.name, kept)
         if own := {name: value for name, value in state.items() if not name.startswith(PREFIX)}:
             self.optimizer.state[piece] = own
         return piece
+
+    def _own(self, name: str, value: Any) -> Any:
+        """Returns the value, or a copy of a tensor where the optimizer keeps it: copies that have moved between workers are on the host."""
+        place = self._devices.get(name)
+        return value.to(place) if isinstance(value, torch.Tensor) and place not in (None, value.device) else copied(value)
 
     def step(self, gradients: Mapping[tuple[int, int], Parts], *, skipped: bool = False) -> None:
         """Updates the shards that gradients (one per run of a parameter, None where absent) are given for, and no other.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from elastic.errors import GateRefused
+from elastic.memory import device
 from elastic.memory.raw import typed
 from elastic.memory.segment import MappedSegment
 from elastic.memory.tensors import of_bytes, place_of
@@ -25,10 +26,11 @@ class SharedMemory:
     """The other members of a view on this worker's host, and their segments. There are none if this worker has no segment."""
 
     def __init__(self, worker: int, view: View, segments: Mapping[int, MappedSegment]) -> None:
-        """Raises GateRefused if the segment of such a member is missing."""
+        """Raises GateRefused if the segment of such a member is missing. There are none if this worker computes on a device."""
         members = {member.worker: member for member in view.members}
         own = members[worker]
-        near = [w for w, each in members.items() if w != worker and each.host == own.host and each.segment and own.segment]
+        alike = {w: each for w, each in members.items() if w != worker and each.host == own.host} if device.on_host() else {}
+        near = [w for w, each in alike.items() if each.segment and own.segment]
         if missing := [other for other in near if other not in segments]:
             raise GateRefused(f"worker {worker} was not given the memory of workers {missing} of its host", check="segments")
         self._segments = {other: segments[other] for other in near}

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from elastic.errors import TrainerError
+from elastic.memory import device
 from elastic.memory.tensors import of_array, values_of, zeros_like
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -207,7 +208,7 @@ def _update(module: Any, record: Record) -> None:
         momentum = 1.0 / float(tracked) if momentum is None else momentum
     elif momentum is None:
         momentum = 0.0
-    mean, variance = of_array(record.mean.copy()), of_array(record.variance.copy())
+    mean, variance = (device.placed(of_array(each.copy())) for each in (record.mean, record.variance))
     before, spread = module.running_mean, module.running_var
     if record.way != _STRIDED:
         factor = torch.tensor(momentum, dtype=before.dtype)

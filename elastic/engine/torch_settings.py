@@ -12,6 +12,7 @@ import torch
 
 from elastic.engine.executor import Enter
 from elastic.errors import TrainerError
+from elastic.memory import device
 
 _SMALLEST, _SMALLEST_NORMAL = 5e-324, 2.2250738585072014e-308  # variables, so that Python does not compute with them beforehand
 _MEANS = {
@@ -36,7 +37,7 @@ def modes() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "default dtype": str(torch.get_default_dtype()),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast": torch.is_autocast_enabled(device.current().type),
         "denormals flushed": _SMALLEST * 1.0 == 0.0 or _SMALLEST_NORMAL * 0.5 == 0.0,
         "oneDNN": torch._C._get_mkldnn_enabled(),
         "NNPACK": torch._C._get_nnpack_enabled(),

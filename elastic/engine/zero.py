@@ -46,7 +46,10 @@ class ShardedOptimizer:
         self.owned, self.kept = self._updater(optimizer), self._updater(second(optimizer))
 
     def _updater(self, optimizer: Optimizer) -> Updater:
-        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self.probed.writes_gradients, after=self.after)
+        devices = {name: value.device for name, value in self.probed.scalars.items() if isinstance(value, torch.Tensor)}
+        return Updater(
+            optimizer, self._model.spec, self._group_of, writes_gradients=self.probed.writes_gradients, after=self.after, devices=devices
+        )
 
     def initial(self, layer: int, interval: Interval, run: torch.Tensor) -> Shard:
         """The shard of an interval before the first step: its parameters are in `run`."""

@@ -37,7 +37,10 @@ from elastic.settings import JobSettings, agent_environment, best_isa, byte_coun
 
 _AGENT_EXIT_S = 8.0
 _RESTARTS, _RESTART_S = 3, 60.0  # an agent of a shared job is restarted so often within this time
-_COMPARED = ("args", "stages", "min_workers", "threads", "seed", "respawn", "rebalance", "stopped_after", "hung_after", "memory")
+_COMPARED = (
+    *("args", "stages", "min_workers", "threads", "seed", "respawn", "rebalance", "stopped_after", "hung_after", "memory"),
+    *("device", "workers_per_device"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ def run(
     hung_after: float | None = 3.0,
     plan: str | os.PathLike[str] | None = None,
     dvfs: Literal["off", "speed", "energy"] = "off",
+    device: str = "cpu",
+    workers_per_device: int = 1,
     directory: str | os.PathLike[str] | None = None,
     secret: bytes | str | None = None,
     hosts_min: int = 1,
@@ -139,6 +144,11 @@ def run(
         dvfs: "speed" raises the clocks of GPUs that others wait for, "energy" lowers those of GPUs that wait; no bit depends on it. Workers
             name their GPUs with `job.use_gpu`. Clocks are restored however the job ends. Without permission no clock is changed, and one
             line says what to do. One host only.
+        device: what workers compute on: `cpu`, `cuda`, another kind of device that torch knows (a module that train_fn's module imports may
+            add one), or `auto`: `cuda` where there is a usable GPU, else `cpu`. Each worker, spares included, gets a device of its own, the
+            first of those in CUDA_VISIBLE_DEVICES that no other worker of the host has. A model may be built on the CPU: the Trainer moves
+            it. Bits are equal on all layouts of one kind of device. Nothing has been run on a real GPU yet, see docs/gpu.md.
+        workers_per_device: how many workers share a device.
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
             directory, which is removed. One that belongs to another user, in which every user may write, or which another running job
             uses, is refused.
@@ -208,6 +218,8 @@ def run(
         hung_after=hung_after,
         plan=None if plan is None else _saved_plan(plan, workers, stages),
         dvfs=dvfs,
+        device=device,
+        workers_per_device=workers_per_device,
         directory=None if directory is None else os.path.abspath(directory),
         shared=secret is not None,
     )

@@ -46,12 +46,21 @@ class Ready:
     base: int = 0
     whole: int = 0
     segment: bool = False
+    device: str = "cpu"
     checkpoint: str | None = None
     code: dict[str, list[Any]] = field(default_factory=dict)
 
     def member(self, worker: int) -> Member:
         """Returns the worker as a member of a view."""
-        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base, segment=self.segment)
+        return Member(
+            worker=worker,
+            host=self.host,
+            address=self.address,
+            memory=self.memory,
+            base=self.base,
+            segment=self.segment,
+            device=self.device,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns all fields, of JSON types: `Ready(**...)` is equal."""

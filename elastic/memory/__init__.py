@@ -1,14 +1,15 @@
 """The only code that allocates or views memory: parameters, gradients, optimizer state, messages, and buffers for files.
 
-`raw` handles bytes of host memory (without torch, since links and rounds import it), `tensors` the memory that layers compute on, and
-`digest` digests contents. There is one implementation, for the CPU, where a tensor and its bytes on the host share memory. All other code
-is written against the contract below, so that support for another device changes this package alone. `tests/test_memory_rule.py` checks
-that no code bypasses it. `tests/apart.py` removes the sharing and checks that results keep their bits.
+`raw` handles bytes of host memory (without torch, since links and rounds import it), `tensors` the memory that layers compute on,
+`device` which device that is, `pinned` host memory that a device copies to by itself, and `digest` digests contents. On the CPU a tensor
+and its bytes on the host share memory; on a device they do not. All other code is written against the contract below.
+`tests/test_memory_rule.py` checks that no code bypasses it. `tests/apart.py` removes the sharing on the CPU and checks that results keep
+their bits; `tests/fakedevice` is a device that is not the CPU.
 
 **Allocating.** Only `tensors.empty`, `zeros`, `filled`, `zeros_like` and `copy` make memory that layers compute on; only `raw.empty`,
-`zeros` and `room` make host memory. Tensors and messages start at a multiple of `raw.ALIGNMENT_BYTES`: 64 on the CPU, where kernels take
-other paths, with other bits, on memory with another alignment; a device needs 256, or 512 where it is exact. Parameters start at multiples
-of 64 elements of their flat vector, so that runs of aligned vectors are aligned, whatever the dtype.
+`zeros` and `room` make host memory, and `host_lasting` host memory in the segment. Tensors and messages start at a multiple of
+`raw.ALIGNMENT_BYTES`: 64 on the CPU, where kernels take other paths, with other bits, on memory with another alignment; 512 on a device.
+Parameters start at multiples of 64 elements of their flat vector, so that runs of aligned vectors are aligned, whatever the dtype.
 
 **Reading (device to host).** `tensors.bytes_of`, `values_of` and `HostBytes.now` return the values at that moment: they wait for earlier
 computation. So a copy to the host is synchronous; on the CPU nothing is copied. The bytes are in use until

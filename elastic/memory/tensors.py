@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from elastic.memory import raw
+from elastic.memory import device, raw
 from elastic.memory.segment import OwnSegment
 
 TensorShape = int | Sequence[int]
@@ -22,29 +22,36 @@ def use_segment(segment: OwnSegment | None) -> None:
 
 
 def outlives() -> bool:
-    """Returns whether this process has a segment, in which lasting memory outlives it."""
-    return _segment is not None
+    """Returns whether this process has a segment, in which lasting memory outlives it. Memory of a device never does."""
+    return _segment is not None and device.on_host()
 
 
 def lasting(elements: int, dtype: torch.dtype) -> torch.Tensor:
-    """Allocates a flat tensor of zeros that outlives this process, if it has a segment.
+    """Allocates a flat tensor of zeros that outlives this process, if it has a segment and computes on the CPU.
 
     Raises:
         MemoryError: if the segment has no room.
     """
+    if not elements or not device.on_host():
+        return torch.zeros(elements, dtype=dtype, device=device.current())
+    return host_lasting(elements, dtype)
+
+
+def host_lasting(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Allocates a flat tensor of zeros on the host that outlives this process, if it has a segment."""
     if _segment is None or not elements:
         return torch.zeros(elements, dtype=dtype)
-    return of_bytes(_segment.allocate(elements * dtype.itemsize), dtype)
+    return _of_host_bytes(_segment.allocate(elements * dtype.itemsize), dtype)
 
 
 def lasting_copy(tensor: torch.Tensor) -> torch.Tensor:
     """Returns a copy of a flat tensor that outlives this process, if it has a segment."""
-    return tensor.clone() if _segment is None else lasting(tensor.numel(), tensor.dtype).copy_(tensor.detach())
+    return tensor.clone() if not outlives() else lasting(tensor.numel(), tensor.dtype).copy_(tensor.detach())
 
 
 def place_of(tensor: torch.Tensor) -> int | None:
     """Returns the offset of the tensor's first element in this process's segment; None if it lies elsewhere."""
-    return None if _segment is None else _segment.offset_of(tensor.data_ptr())
+    return None if _segment is None or not tensor.is_cpu else _segment.offset_of(tensor.data_ptr())
 
 
 def address(tensor: torch.Tensor) -> int:
@@ -54,17 +61,17 @@ def address(tensor: torch.Tensor) -> int:
 
 def empty(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     """Allocates an uninitialised tensor; the caller must write all of it before it is read."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=device.current())
 
 
 def zeros(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     """Allocates a tensor of zeros."""
-    return torch.zeros(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device=device.current())
 
 
 def filled(shape: TensorShape, value: float, dtype: torch.dtype) -> torch.Tensor:
     """Allocates a tensor with one value everywhere."""
-    return torch.full((shape,) if isinstance(shape, int) else tuple(shape), value, dtype=dtype)
+    return torch.full((shape,) if isinstance(shape, int) else tuple(shape), value, dtype=dtype, device=device.current())
 
 
 def zeros_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,7 +87,7 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
 def contiguous(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor's values in contiguous, aligned memory; the tensor itself if it is so already."""
     tensor = tensor.resolve_conj().resolve_neg().contiguous()
-    return tensor if tensor.data_ptr() % raw.ALIGNMENT_BYTES == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if tensor.data_ptr() % device.alignment() == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:
@@ -101,7 +108,11 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def of_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
-    """Returns received bytes (uint8, writable) as a tensor. It shares the memory, which must not change any more."""
+    """Returns received bytes (uint8, writable) as a tensor where layers compute. On the CPU it shares the memory, which must not change."""
+    return device.placed(_of_host_bytes(memory, dtype, shape))
+
+
+def _of_host_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
     found = torch.from_numpy(memory) if memory.size else torch.empty(0, dtype=torch.uint8)
     return found.view(dtype).view(shape)
 
@@ -129,11 +140,11 @@ class HostBytes:
     def __init__(self, tensor: torch.Tensor) -> None:
         """Raises ValueError unless the tensor is contiguous."""
         self.tensor = _contiguous(tensor)
-        self._bytes = bytes_of(tensor)
+        self._bytes = bytes_of(tensor) if tensor.is_cpu else raw.empty(0)
 
     def now(self) -> np.ndarray:
         """Returns the current values, in the form of `bytes_of`."""
-        return self._bytes
+        return self._bytes if self.tensor.is_cpu else bytes_of(self.tensor)
 
 
 class Landing:
@@ -144,7 +155,8 @@ class Landing:
     def __init__(self, tensor: torch.Tensor) -> None:
         """Raises ValueError unless the tensor is contiguous."""
         self._tensor = _contiguous(tensor)
-        self.bytes: np.ndarray = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        flat = tensor.detach().reshape(-1)
+        self.bytes: np.ndarray = flat.view(torch.uint8).numpy() if tensor.is_cpu else raw.empty(flat.nbytes)
         """Flat uint8 memory to be filled; it belongs to the writer until `take`."""
 
     @property
@@ -154,6 +166,9 @@ class Landing:
 
     def take(self) -> torch.Tensor:
         """Returns the tensor. Call it when the bytes have arrived; all later computation sees them."""
+        if not self._tensor.is_cpu and self.bytes.size:
+            with torch.no_grad():
+                self._tensor.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(self.bytes))
         return self._tensor
 
 

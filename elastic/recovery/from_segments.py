@@ -16,7 +16,10 @@ _IN_SEGMENTS = ("live", "previous", "gathered")  # a replica is not
 def copied(
     moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int, leaving: Sequence[Member] = ()
 ) -> tuple[int, ...]:
-    """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host."""
+    """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host.
+
+    A live worker that computes on a device sends instead: its state lies there.
+    """
     members = {member.worker: member for member in view.members}
     had: dict[tuple[int, int, bool], list[tuple[int, int]]] = {}  # the key ends with whether it is a parameter
     for inventory in sources:
@@ -30,7 +33,7 @@ def copied(
             continue
         source = members.get(move.source)
         if source is not None:
-            if not source.segment or source.host != members[move.destination].host:
+            if not source.segment or source.device != "cpu" or source.host != members[move.destination].host:
                 continue
             if missing([(move.start, move.stop)], sorted(had.get((move.source, move.layer, move.state == PARAM), []))):
                 continue

@@ -35,11 +35,13 @@ from elastic.recovery.inventory import Inventory
 from elastic.recovery.salvage import Routes
 from elastic.snapshot.comparison import unlike
 from elastic.snapshot.held_copies import Held, StoredCopy, held
+from elastic.snapshot.host_copies import HostCopies
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest_digests import Rest, intact, period
 from elastic.view import View
 from elastic.worker.comparing import Comparing
+from elastic.worker.device_contents import DeviceContents
 from elastic.worker.segment_contents import SegmentContents
 
 
@@ -79,7 +81,8 @@ class Engine:
         self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest, contents)
         self._contents = contents
         self.executor.noted = contents.sums
-        self.previous_copies = PreviousCopies(optimizer, contents)
+        on_device = isinstance(contents, DeviceContents)
+        self.previous_copies = HostCopies(optimizer, contents) if on_device else PreviousCopies(optimizer, contents)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self.kept = model.running.kept = None
         self._owned: list[OwnedGradient] = []
@@ -99,6 +102,7 @@ class Engine:
         self.replicator.note(known)
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
+        self._contents.starts_with(self.previous_copies.first(self.step))
         digests = {**self.rest.checksums_of("live", self.step), **self.rest.checksums_of("replica", self.step)}
         self._contents.begin(self.step, retained, digests, self.view.workload)
         if before is not None:
@@ -106,6 +110,7 @@ class Engine:
 
     def prepared(self, state: ViewState, scalars: Scalars) -> None:
         """Notes that the state of this view is complete, before the view is committed: from now on the segment has it too."""
+        self._contents.starts_with(self.previous_copies.first(state.step))
         self._contents.prepared(state.step, state.owned, state.kept, scalars)
 
     def note_loop(self, inventory: Callable[[], Inventory]) -> None:
@@ -147,6 +152,7 @@ class Engine:
         squares = terms(square_sums(self._model.spec, self._owned))
         self._check_rest()
         self._enter("ready", step, -1)
+        self.previous_copies.settle()
         self._replay()
         said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes())}
         said |= {"copies": self.comparing.digests(self.step, self._replicas_at), "keeps": self._keepable()}
@@ -231,6 +237,7 @@ class Engine:
         """Sends the results of the last update: parameters to the members of the stage, gradients to the holders of replicas."""
         self._enter("gather", self.step, -1)
         self._gatherer.send(self.step)  # first, since the other members' loops wait for it
+        self.previous_copies.begin(self.step)
         self._note_owned()
         self._contents.digested(self.step, self.rest.checksums_of("live", self.step))
         self._enter("replicate", self.step, -1)
@@ -309,6 +316,7 @@ class Engine:
         self._gatherer.wait_all()
         self._check_rest()
         self._enter("ready", step, -1)
+        self.previous_copies.settle()
         self._replay()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self._compare(step)
@@ -321,6 +329,7 @@ class Engine:
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
+        self.previous_copies.settle()
         self.rest.check(("live", "gathered", "replica", "previous", "previous replica"), in_turn=False)
         self.replicator.give_up(self.rest.damaged)
         outdated = self._gatherer.settle()

@@ -38,7 +38,8 @@ _current: Job | None = None
 class WorkerSpec:
     """The start parameters that the agent sends to a new worker. `first`: it measures the layers' costs, and leads until there is a view.
     `joins`: the job has a view already. `interface` is the IP address at which workers of other hosts reach it, None on one host;
-    `tls` has the fields of `elastic.comm.tls.Credentials` if links with them are encrypted.
+    `tls` has the fields of `elastic.comm.tls.Credentials` if links with them are encrypted. `slot` is the lowest number that no other live
+    worker of the host has: it says which device the worker gets.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
     modules that the launcher has imported. `bar`: a progress bar stands on the terminal. `trace`: phases are recorded.
@@ -49,6 +50,7 @@ class WorkerSpec:
     directory: str
     secret: str  # hexadecimal
     settings: JobSettings
+    slot: int = 0
     first: bool = False
     joins: bool = False
     interface: str | None = None
@@ -66,6 +68,7 @@ class WorkerSpec:
             "directory": self.directory,
             "secret": self.secret,
             "settings": self.settings.to_json(),
+            "slot": self.slot,
             "first": self.first,
             "joins": self.joins,
             "interface": self.interface,
@@ -94,8 +97,8 @@ class Job:
     """The running job, seen from one of its workers.
 
     `worker` is this process's id, `workers` the number that was asked for, `threads` the number that torch uses, `host` the machine's name.
-    `secret` authenticates links, `directory` is private to the job and removed at its end. `profile`: this worker measures the layers'
-    costs.
+    `device` is what it computes on, such as `cuda:0`: a model is built there or on the CPU. `secret` authenticates links, `directory` is
+    private to the job and removed at its end. `profile`: this worker measures the layers' costs.
     """
 
     def __init__(self, spec: WorkerSpec, send: SendMessage) -> None:
@@ -139,6 +142,7 @@ class Job:
         self.segment: OwnSegment | None = None  # memory that outlives this process
         self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
         self.gpu: str | None = None  # the UUID of the GPU that this worker uses
+        self.device = "cpu"  # what this worker computes on, such as "cuda:0"
         self.trains = False  # whether this worker has a Trainer
         self.clips: Callable[[float], None] | None = None  # of a plain loop
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned

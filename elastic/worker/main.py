@@ -36,6 +36,7 @@ from elastic.observe import phase_delay
 from elastic.observe.console import CLEARS_LINE
 from elastic.observe.output import KeptStream, OutputFile
 from elastic.script import sources, target
+from elastic.worker import devices
 from elastic.worker import job as jobs
 from elastic.worker.after_return import check_value, is_value, tell_of_lasting_threads
 from elastic.worker.job import Job, WorkerSpec
@@ -77,7 +78,8 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
     try:
         job.phase_delay = phase_delay.read(parsed.directory)
         target.check_hidden(parsed.modules)
-        value, valued = _train(job)
+        kind = devices.choose(parsed.settings.device, parsed.slot, parsed.settings.workers_per_device)
+        value, valued = _train(job, kind, parsed.slot)
         if job.behind is not None:
             job.behind(value)
         job.heard()
@@ -110,10 +112,11 @@ def _prepare(spec: WorkerSpec) -> None:
     torch.manual_seed(seed)
 
 
-def _train(job: Job) -> tuple[Any, bool]:
+def _train(job: Job, kind: str, slot: int) -> tuple[Any, bool]:
     """Runs the train function. Returns its value, and whether it may be the job's."""
     train_fn = target.load(job.settings.train_fn)
     sources.note_imported()
+    job.device = devices.begin(kind, slot, job.settings.workers_per_device)
     value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
     if job.leader:
         check_value(value)
@@ -165,4 +168,4 @@ def _user_part(tb: TracebackType | None) -> TracebackType | None:
 
 
 def _is_plumbing(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, target.__file__, importlib.__file__)
+    return filename.startswith("<frozen importlib") or filename in (__file__, devices.__file__, target.__file__, importlib.__file__)

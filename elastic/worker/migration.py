@@ -22,7 +22,7 @@ from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
 from elastic.layout.runs import shared
 from elastic.layout.transfer import PARAM, Role, Transfer
-from elastic.memory import raw
+from elastic.memory import device, raw
 from elastic.memory.digest import digest
 from elastic.memory.segment import MappedSegment
 from elastic.memory.tensors import Landing, bytes_of, empty, lasting, zeros
@@ -289,7 +289,7 @@ class Migration:
             raise GateRefused(
                 f"worker {self._worker} must send {move}, but does not hold it at step {self._proposal.resume}", check="coverage"
             )
-        parts = [zeros(stop - start, dtype) if memory is None else memory for start, stop, memory in found]
+        parts = [zeros(stop - start, dtype) if memory is None else device.placed(memory) for start, stop, memory in found]
         return self._sent(index, move, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _sent(self, index: int, move: Transfer, memory: torch.Tensor) -> torch.Tensor:

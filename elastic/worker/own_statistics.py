@@ -25,6 +25,7 @@ def own_statistics(
         "owned_parameter_bytes": sum(interval.elements * model.dtype(layer).itemsize for layer, interval in owned),
         "optimizer_bytes": optimizer.state_bytes,
         "previous_bytes": engine.previous_copies.bytes,
+        "copy_wait_s": engine.previous_copies.waited_s,
         "save_stalls": [] if checkpoints is None else checkpoints.stalls,
         "replica_bytes": engine.replicator.state_bytes,
         "replica_update_bytes": engine.replicator.update_bytes,

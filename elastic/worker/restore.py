@@ -142,7 +142,7 @@ def _scalars(parameter: ParameterSpec, contents: Contents, examples: Mapping[str
     for state, value in contents.scalars.get(parameter.name, {}).items():
         example = examples.get(state, torch.tensor(0.0) if state == "step" else None)
         if isinstance(example, torch.Tensor) and example.numel() == 1:
-            found[state] = filled(example.shape, value, example.dtype)
+            found[state] = filled(example.shape, value, example.dtype).to(example.device)
         elif isinstance(example, bool | int | float):
             found[state] = type(example)(value)
         else:

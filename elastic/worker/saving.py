@@ -15,8 +15,7 @@ from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.engine.shard import Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec
-from elastic.memory.raw import checksum
-from elastic.memory.tensors import bytes_of
+from elastic.memory.digest import checksum_of
 from elastic.worker.restore import is_whole
 
 StatesToSave = dict[str, dict[str, str]]
@@ -91,7 +90,7 @@ def unchanged(
     def check() -> None:
         for shard, states in memory:
             for state, checksum_then in known.get((shard.layer, shard.interval.start), {}).items():
-                if checksum(bytes_of(states[state])) != checksum_then:
+                if checksum_of(states[state]) != checksum_then:
                     run = f"[{shard.interval.start}, {shard.interval.stop})"
                     raise CheckpointError(
                         f"on worker {worker}, memory has changed while nothing wrote to it: {state} of layer {shard.layer}, run {run}, was "

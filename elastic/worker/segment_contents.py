@@ -89,12 +89,15 @@ class SegmentContents:
         self._retained = [copy for copy in retained if isinstance(copy, Held)]
         self._live_step = self._replica_step = step
         self._previous_step = self._previous_replica_step = NONE
-        self._scalars, self._replica_scalars = {step: _plain(self._optimizer.owned)}, {step: _plain(self._optimizer.kept)}
-        self._digests = {step: _by_copy(digests)}
+        self._scalars, self._replica_scalars = {step: plain(self._optimizer.owned)}, {step: plain(self._optimizer.kept)}
+        self._digests = {step: by_copy(digests)}
         for copy in self._retained:
             for name, values in copy.scalars.items():
                 self._scalars[step].setdefault(name, to_plain(dict(values)))
         self._describe()
+
+    def starts_with(self, held: Sequence[Held] | None) -> None:
+        """Does nothing: shards on the CPU lie in the segment themselves."""
 
     def retain_nothing(self) -> None:
         """Notes that the copies of the view before are about to be dropped."""
@@ -128,7 +131,7 @@ class SegmentContents:
         """Writes a directory, with the marks of what is complete; it comes into force as a whole."""
         assert self._segment is not None  # checked by every caller
         own, replicas = self._own_runs(), self._replica_runs()
-        self._own_places, self._replica_places = _addresses(own), _addresses(replicas)
+        self._own_places, self._replica_places = addresses(own), addresses(replicas)
         retained: list[CopyRun] = [(held.role, held.layer, held.start, held.memory, held.step) for held in self._retained]
         runs = own + replicas + self._gathered + retained + self._prepared
         self._number += 1
@@ -189,7 +192,7 @@ class SegmentContents:
         if self._segment is None:
             return
         self._previous, self._previous_step = held, step
-        if _addresses(self._own_runs()) == self._own_places:
+        if addresses(self._own_runs()) == self._own_places:
             self._set(offers.previous_mark, step)
         else:
             self._describe()
@@ -205,16 +208,20 @@ class SegmentContents:
         if self._segment is None:
             return
         self._scalars = {known: values for known, values in self._scalars.items() if known == self._previous_step}
-        self._scalars[step] = _plain(self._optimizer.owned)
+        self._scalars[step] = plain(self._optimizer.owned)
         self._live_step = step
-        self._steps += 1
-        if self._steps == _SETTLED_STEPS:
-            self._segment.trim()
-        if _addresses(self._own_runs()) != self._own_places:  # the optimizer has made new state
+        self._settle_memory()
+        if addresses(self._own_runs()) != self._own_places:  # the optimizer has made new state
             self._describe()
             return
         self._write(offers.SCALARS, step, self._scalars[step])
         self._set(offers.live_mark, step)
+
+    def _settle_memory(self) -> None:
+        """Counts a step of this view. After some of them, memory that was kept for the next change of members is freed."""
+        self._steps += 1
+        if self._segment is not None and self._steps == _SETTLED_STEPS:
+            self._segment.trim()
 
     def overwrites_previous_replicas(self) -> None:
         """Notes that the previous copies of replicas are about to be written to."""
@@ -227,7 +234,7 @@ class SegmentContents:
         if self._segment is None:
             return
         self._previous_replicas, self._previous_replica_step = held, step
-        if _addresses(self._replica_runs()) == self._replica_places:
+        if addresses(self._replica_runs()) == self._replica_places:
             self._set(offers.previous_replica_mark, step)
         else:
             self._describe()
@@ -243,9 +250,9 @@ class SegmentContents:
         if self._segment is None:
             return
         scalars = {known: values for known, values in self._replica_scalars.items() if known == self._previous_replica_step}
-        self._replica_scalars = {**scalars, step: _plain(self._optimizer.kept)}
+        self._replica_scalars = {**scalars, step: plain(self._optimizer.kept)}
         self._replica_step = step
-        if _addresses(self._replica_runs()) != self._replica_places:  # the optimizer has made new state
+        if addresses(self._replica_runs()) != self._replica_places:  # the optimizer has made new state
             self._describe()
             return
         self._write(offers.REPLICA_SCALARS, step, self._replica_scalars[step])
@@ -256,7 +263,7 @@ class SegmentContents:
         if self._segment is not None and digests:
             needed = {step, self._previous_step, self._replica_step, self._previous_replica_step}
             self._digests = {known: values for known, values in self._digests.items() if known in needed}
-            self._digests[step] = {**self._digests.get(step, {}), **_by_copy(digests)}
+            self._digests[step] = {**self._digests.get(step, {}), **by_copy(digests)}
             self._write(offers.DIGESTS, step, self._digests[step])
 
     def has_buffers(self, step: int, packed: np.ndarray) -> None:
@@ -334,7 +341,7 @@ class SegmentContents:
         self._segment.write_record(record, offers.slot_of(step), offers.number_of(step), {"directory": self._number, "values": values})
 
 
-def _plain(updater: Updater) -> Scalars:
+def plain(updater: Updater) -> Scalars:
     """Returns the scalars of all shards as they are now, as JSON values."""
     known: dict[int, Any] = {}  # most parameters have the same values, the number of steps, in one dict
     found: Scalars = {}
@@ -346,11 +353,11 @@ def _plain(updater: Updater) -> Scalars:
     return found
 
 
-def _by_copy(digests: Digests) -> ByCopy:
+def by_copy(digests: Digests) -> ByCopy:
     return {f"{layer}:{start}": dict(states) for (layer, start), states in digests.items()}
 
 
-def _addresses(runs: Sequence[CopyRun]) -> tuple[Any, ...]:
+def addresses(runs: Sequence[CopyRun]) -> tuple[Any, ...]:
     return tuple(
         (role, layer, start, step, *((state, address(each)) for state, each in memory.items())) for role, layer, start, memory, step in runs
     )

@@ -17,11 +17,12 @@ from elastic.comm.network import Network
 from elastic.engine import after_step as after
 from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
-from elastic.engine.data import batches
+from elastic.engine.data import batches, placing
 from elastic.engine.decision import Apply
-from elastic.engine.model import LayeredModel
+from elastic.engine.model import LayeredModel, split
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
+from elastic.engine.placement import place_model, place_state
 from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
 from elastic.engine.torch_settings import Modes
@@ -31,6 +32,7 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
 from elastic.layout.transfer import PARAM
+from elastic.memory import device
 from elastic.recovery.salvage import Routes
 from elastic.script import sources
 from elastic.settings import fingerprint
@@ -38,6 +40,8 @@ from elastic.view import View
 from elastic.worker import job as jobs
 from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
 from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.device_contents import DeviceContents
+from elastic.worker.devices import describe
 from elastic.worker.engine import Engine
 from elastic.worker.evaluation import EvaluationData, evaluated
 from elastic.worker.extra_files import extra_files
@@ -124,13 +128,15 @@ class Trainer:
         micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
         check_choices(clip_norm, on_nonfinite)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self._batch = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
+        self._batch = placing(batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate))
         self._collate = collate
+        place_model(split(model)[0])
         self._model = LayeredModel(model)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model has no trainable parameter")
         instance = one_optimizer(optimizer, parameters)
+        place_state(instance)
         self._scheduler = bind_scheduler(scheduler, instance)
         self._probed = probe(instance)
         self._model = LayeredModel(model, cut=self._probed.cut, exact=exact)
@@ -169,7 +175,8 @@ class Trainer:
             enter=self._modes.watched(self._job.enter),
             skips=on_nonfinite == "skip",
         )
-        self._contents = SegmentContents(self._job.worker, self._job.segment, self._model, self._optimizer)
+        contents = SegmentContents if device.on_host() else DeviceContents
+        self._contents = contents(self._job.worker, self._job.segment, self._model, self._optimizer)
         self._name_gpu()
         announcement = self._announcement()
         if self._job.joins:
@@ -206,7 +213,7 @@ class Trainer:
 
     def _measured(self) -> profile.LayerProfile:
         """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
-        clock = time.thread_time if self._job.gpu is None else time.perf_counter
+        clock = time.thread_time if self._job.gpu is None and device.on_host() else device.clock
         return profile.measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
 
     def _announcement(self) -> dict[str, Any]:
@@ -215,7 +222,7 @@ class Trainer:
         measures = self._job.profile
         return {
             "address": self._network.address,
-            "fingerprint": fingerprint(),
+            "fingerprint": fingerprint(describe()),
             "code": sources.to_json(sources.note_imported()),
             "model": self._model.spec.to_json(),
             "digest": self._model.digest(),
@@ -225,6 +232,7 @@ class Trainer:
             "whole": host.anonymous_bytes(),
             "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
             "segment": self._job.segment is not None,
+            "device": device.current().type,
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
             "settings": {
                 "batch_size": self.batch_size,

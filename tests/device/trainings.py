@@ -1,0 +1,81 @@
+"""Train functions that run on the fake device, which importing this module adds to torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elastic.memory import device
+from elastic.worker.device_contents import DeviceContents
+from tests import fakedevice
+from tests.recovery import outliving
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))  # where tests of the engine import these from
+
+import harness
+import models
+
+outliving.SegmentContents = DeviceContents  # the calls around which fates let workers die
+
+train = outliving.train
+
+
+def broken(job: Any, folder: str, steps: int, breaks: dict[str, int]) -> Any:
+    """The devices of these workers break for good in the forward of these steps."""
+    enter = job.enter
+
+    def entered(phase: str, step: int, micro_batch: int = -1) -> None:
+        enter(phase, step, micro_batch)
+        if phase == "forward" and breaks.get(str(job.worker)) == step:
+            fakedevice.fail(torch.device(job.device).index, "uncorrectable ECC error")
+
+    job.enter = entered
+    return outliving.train(job, folder, "adamw", steps, {})
+
+
+def too_large(job: Any) -> Any:
+    """A model that no device has room for."""
+    return outliving.train(job, "", "adamw", 1, {}) if job.device == "cpu" else _built(job, torch.nn.Linear(20_000, 20_000, bias=False))
+
+
+def elsewhere(job: Any) -> Any:
+    """Layers on the device of another worker."""
+    return _built(job, torch.nn.Linear(models.WIDTH, models.WIDTH).to("fake:3"))
+
+
+def apart(job: Any) -> Any:
+    """Layers on different devices."""
+    return _built(job, torch.nn.Linear(models.WIDTH, models.WIDTH), torch.nn.Linear(models.WIDTH, models.WIDTH).to(job.device))
+
+
+def _built(job: Any, *layers: torch.nn.Module) -> Any:
+    from elastic import Trainer
+
+    return Trainer(list(layers), models.cross_entropy, models.adamw, models.Rows(), batch_size=8, micro_batch_size=4).digest()
+
+
+def in_a_harness(job: Any, name: str) -> Any:
+    """A worker of `harness.run`, on the device of its number."""
+    device.use(torch.device("fake", job.worker))
+    found = models.train(job, name)
+    return found["digest"], found["reports"]
+
+
+def compare(names: list[str], layouts: list[tuple[int, int]]) -> dict[str, bool]:
+    """Returns whether cases have the same digest and reports on these layouts (workers, stages) as on one worker."""
+    found = {}
+    for name in names:
+        (alone,) = harness.run(in_a_harness, workers=1, stages=1, args=(name,))
+        others = [harness.run(in_a_harness, workers=workers, stages=stages, args=(name,)) for workers, stages in layouts]
+        found[name] = all(results[0][0] == alone[0] and all(each[1] == alone[1] for each in results) for results in others)
+    return found
+
+
+def main() -> None:
+    """Prints `compare` of the names in argv, separated by semicolons, on layouts such as 2x1."""
+    names, layouts = sys.argv[1].split(";"), [tuple(map(int, text.split("x"))) for text in sys.argv[2].split()]
+    print(json.dumps(compare(names, [(workers, stages) for workers, stages in layouts])))
