@@ -16,6 +16,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "through_proxy"
 _BYTES = 1 << 18
+_PRIORITY = -10  # of threads that pass bytes on, in the sense of nice
 
 
 class Proxies:
@@ -133,6 +134,11 @@ class Proxies:
 
 
 def _in_thread(function: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    def run() -> None:
+        with suppress(OSError):  # a cable does not wait for a processor; without root it may have to
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
+        function(*arguments)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
