@@ -154,7 +154,7 @@ def kill_joiner(scene: Scene, effect: Effect) -> None:
         return [(host.number, pid) for host in scene.job.present for pid in host.joiners() if pid not in before and pid != first.pid]
 
     number, pid = scene.wait("a replacement is started", new, _NEW_S)[0]
-    scene.last(0.2 + 0.3 * (effect.injection.place % 4))  # somewhere in its start
+    scene.last(0.02 + 0.1 * (effect.injection.place % 4))  # somewhere in its start
     try:
         with held(pid) as descriptor:
             member = any(target.pid == pid for target in scene.job.targets())
