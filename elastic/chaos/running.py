@@ -35,7 +35,10 @@ _LATE_S = 10.0
 
 @dataclass
 class RunningJob:
-    """The job of a schedule, with all its files in `folder`. `network` is None for one host."""
+    """The job of a schedule, with all its files in `folder`. `network` is None for one host.
+
+    `done_at` is when the first host ended well, and `ended` whether any ended for good by itself: else new hosts may still come.
+    """
 
     schedule: Schedule
     folder: Path
@@ -45,6 +48,7 @@ class RunningJob:
     wanted: int = 0
     last: int | None = None
     done_at: float | None = None
+    ended: bool = False
     began: float = field(default_factory=time.monotonic)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -145,7 +149,7 @@ class RunningJob:
             if host.codes[-1] in _AGAIN:
                 host.process = self._launched(host.number, host.folder)
             else:
-                host.expected = True
+                host.expected = self.ended = True
 
     def end_late(self) -> None:
         """Ends hosts that came when the job was done: they wait for others, to found the next one."""

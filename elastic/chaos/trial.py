@@ -150,7 +150,7 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
     told, settled_at = 0, None
     patience_s += sum(each.lasts_s for each in job.schedule.injections)
     ends_at: float | None = None
-    while not job.over:
+    while not (job.over and (job.ended or injector.done)):
         job.supervise()
         job.end_late()
         now = time.monotonic()
