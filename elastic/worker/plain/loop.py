@@ -22,6 +22,7 @@ from elastic.engine import randomness
 from elastic.engine.bit_equality import same
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
+from elastic.memory import device
 from elastic.observe.activity import TRAIN_FN
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
@@ -276,7 +277,7 @@ class Loop:
             self._model.zero_grad(set_to_none)
 
     def _clock(self) -> float:
-        return time.thread_time() if self._job.gpu is None else time.perf_counter()
+        return time.thread_time() if self._job.gpu is None and device.on_host() else device.clock()
 
     def _left(self) -> None:
         """Notes that the loop was left by `break`, `return` or an exception. Errors cannot be raised here: Python drops them."""

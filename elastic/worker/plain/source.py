@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, refuse_unseekable
+from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, on_device, refuse_unseekable
 from elastic.errors import TrainerError
 from elastic.memory.tensors import contiguous
 
@@ -44,8 +44,8 @@ class Stream:
         return Keyed((torch.tensor([step, micro_batch]), contents))
 
     def load(self, step: int, micro_batch: int) -> Any:
-        """Loads a micro-batch. Its tensors are contiguous and aligned, so that kernels give the same bits on every worker."""
-        return tree_map(lambda leaf: contiguous(leaf) if isinstance(leaf, torch.Tensor) else leaf, self._load(step, micro_batch))
+        """Loads a micro-batch to where layers compute. Its tensors are contiguous and aligned, as kernels' bits may depend on that."""
+        return on_device(tree_map(lambda leaf: contiguous(leaf) if isinstance(leaf, torch.Tensor) else leaf, self._load(step, micro_batch)))
 
     def taken(self, step: int, micro_batch: int) -> Any:
         """Returns a loaded micro-batch, and forgets it."""
