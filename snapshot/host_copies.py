@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.memory.device import SideStream
 from elastic.memory.pinned import PinnedMemory
@@ -48,8 +49,10 @@ class HostCopies(PreviousCopies):
         buffer = self._ahead = self._free()
         if self._told is not None:
             self._told.overwrites_copy(step)
+        shards = self._updater.shards
+        scalars = {key: self._updater.scalars(shard) for key, shard in shards.items()}  # some lie on the device: not on the side stream
         with self._side.after_computation():
-            copies = [self._copied(buffer, key, step) for key in self._updater.shards]
+            copies = [held(self._copied(buffer, key), step, "previous", scalars[key]) for key in shards]
         self._ahead_step, self._ahead_held, self._over = step, copies, False
 
     def first(self, step: int) -> list[Held]:
@@ -98,7 +101,7 @@ class HostCopies(PreviousCopies):
         self._buffers.append(Buffer())
         return self._buffers[-1]
 
-    def _copied(self, buffer: Buffer, key: tuple[int, int], step: int) -> Held:
+    def _copied(self, buffer: Buffer, key: tuple[int, int]) -> Shard:
         shard = self._updater.shards[key]
         memory = buffer.memory.setdefault(key, {})
         for name, values in shard.memory.items():
@@ -106,4 +109,4 @@ class HostCopies(PreviousCopies):
                 memory[name] = self._pinned.lasting(values.numel(), values.dtype)
             with torch.no_grad():
                 memory[name].copy_(values, non_blocking=True)
-        return held(replace(shard, memory=dict(memory)), step, "previous", self._updater.scalars(shard))
+        return replace(shard, memory=dict(memory))
