@@ -111,6 +111,7 @@ def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path
     assert result.incidents[0]["stall_ms"] > 2000
 
 
+@pytest.mark.long
 def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)

@@ -119,9 +119,9 @@ def test_all_die_again_before_the_new_workers_have_taken_a_step(tmp_path: Path) 
     [
         pytest.param(case, fate, marks=[] if fate[:2] == often else [pytest.mark.long], id=f"{case}-{fate[0]} {fate[1]}")
         for case, often in {
-            "batchnorm": ["evaluate", 4],
+            "batchnorm": [],
             "average, momentum": ["body", 4],
-            "scheduler, objects, tied": ["enter", 5],
+            "scheduler, objects, tied": [],
             "whole tensors": [],
             "skips": [],
         }.items()
@@ -171,7 +171,7 @@ def test_a_worker_dies_at_a_call_in_a_new_view(tmp_path: Path, method: str, when
     assert died(run(tmp_path, fates, "batchnorm")) == ALL
 
 
-@pytest.mark.parametrize("store", [pytest.param(store, marks=[] if store in (4, 9) else [pytest.mark.long]) for store in range(1, 25)])
+@pytest.mark.parametrize("store", [pytest.param(store, marks=[] if store == 4 else [pytest.mark.long]) for store in range(1, 25)])
 def test_all_die_behind_a_store_into_a_header(tmp_path: Path, store: int) -> None:
     """All stores of an update, and the next step's."""
     assert died(run(tmp_path, {1: ["store", 4, store, ALL]}, "batchnorm")) == ALL

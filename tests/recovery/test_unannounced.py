@@ -306,13 +306,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [5.0, 60.0])
 @pytest.mark.parametrize(
     "body",
     [
         {"0 8": ["sleeps", 1.0]},
-        pytest.param({"0 8": ["computes", 1.0]}, marks=pytest.mark.long),
-        pytest.param({"1 8": ["sleeps", 1.0], "2 8": ["sleeps", 0.5], "0 8": ["computes", 1.0]}, marks=pytest.mark.long),
+        {"0 8": ["computes", 1.0]},
+        {"1 8": ["sleeps", 1.0], "2 8": ["sleeps", 0.5], "0 8": ["computes", 1.0]},
     ],
     ids=["the leader writes a checkpoint", "the leader evaluates", "all do"],
 )
