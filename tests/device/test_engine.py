@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.fakedevice.processes import python
+from tests.device.processes import python
 
 CASES = [
     "tied thrice",

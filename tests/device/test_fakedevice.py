@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 
-from tests.fakedevice.processes import python
+from tests.device.processes import python
 
 
 @pytest.mark.slow
@@ -38,3 +39,8 @@ os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     done = python(code)
     assert done.returncode == 7, done.stderr
+
+
+def test_the_tests_own_process_does_not_have_it() -> None:
+    """Forks of such a process cannot go backward, and torch's checkpoints take the device for their own."""
+    assert "tests.fakedevice" not in sys.modules

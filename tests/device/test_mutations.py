@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.fakedevice.processes import python
+from tests.device.processes import python
 
 FOUND = {
     "no_wait_for_the_copy": "without having waited",

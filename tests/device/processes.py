@@ -1,4 +1,7 @@
-"""Runs Python code on the fake device in a process of its own, since a process that imports the device has it for good."""
+"""Runs Python code on the fake device in a process of its own, since a process that imports the device has it for good.
+
+This module does not import it: forks of a process that has it cannot go backward.
+"""
 
 from __future__ import annotations
 
