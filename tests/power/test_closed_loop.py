@@ -63,6 +63,7 @@ class Training:
         return any(self.standin.locked)
 
 
+@pytest.mark.long
 def test_without_permission_one_line_says_what_to_do_and_the_training_goes_on(standin, tmp_path, capfd):
     for gpu in standin.gpus:
         gpu.may_set = NOBODY

@@ -114,6 +114,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_replacement_runs_the_code_that_the_job_began_with(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(EDITED)
     (tmp_path / "scale.py").write_text("SCALE = 1.0\n")

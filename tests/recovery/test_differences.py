@@ -208,6 +208,7 @@ def test_a_checkpoint_is_given_up_if_its_memory_changed_while_it_was_written(tmp
     assert [name for name in saved if "00000008" in name]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_segments")
 def test_a_loss_that_is_not_finite_is_not_blamed_on_the_training_if_copies_differ() -> None:
     result = run({"1": [["gather", STEP, "huge", "param"]]})
@@ -221,7 +222,8 @@ PLACES = [("live", "param"), ("live", "exp_avg"), ("live", "exp_avg_sq"), ("gath
 
 
 @pytest.mark.usefixtures("without_segments")
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 1 else [pytest.mark.long]) for seed in range(16)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(16))
 def test_random_bits_at_random_moments(seed: int) -> None:
     """Bits of copies that other workers have too, or of which a digest is known, whatever the worker does at that moment."""
     choice = random.Random(seed)
