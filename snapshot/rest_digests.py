@@ -2,7 +2,7 @@
 
 A copy is digested when it is complete (an owned shard after its update, a replica after its replay, gathered parameters when they have
 arrived), and again before the worker sends READY for the next step. So a worker with damaged memory detects it itself, before a result
-computed with it counts. Steps digest layers in turn, to cost at most 0.4 % of a step's time; if that suffices for all layers, and at every
+computed with it counts. Steps digest layers in turn, to cost at most 1 % of a step's time; if that suffices for all layers, and at every
 comparison of replicas, a step digests all. A previous copy has the digest of the shard that it is a copy of.
 """
 
@@ -22,7 +22,7 @@ from elastic.memory.tensors import HostBytes
 from elastic.snapshot.held_copies import Held, StoredCopy
 from elastic.view import View
 
-SHARE = 0.004
+SHARE = 0.01
 """Fraction of a step's time that the digests may take."""
 
 LEAST_S = 3e-4
