@@ -82,6 +82,7 @@ def finished(cluster: Cluster) -> tuple[str, list[dict[str, Any]]]:
     last = cluster.present
     for host in last:
         host.process.wait(cluster.patience_s)
+    cluster.ended(last)
     (digest,) = {json.loads(host.said.splitlines()[-1]) for host in last}
     return digest, read_steps(*(host.folder for host in cluster.hosts))
 

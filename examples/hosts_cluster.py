@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,7 @@ class Cluster:
     patience_s: float
     hosts: list[Host] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    recorded: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.began:6.1f} s  {text}", flush=True)
@@ -137,8 +138,13 @@ class Cluster:
 
     @property
     def incidents(self) -> list[dict[str, Any]]:
-        """The job's incidents: every host has the log, some may not have its end yet."""
-        return max((host.incidents for host in self.present), key=len, default=[])
+        """The job's incidents, also when it has ended: every host has the log, some may not have its end yet."""
+        self.recorded = max((host.incidents for host in self.present), key=len, default=self.recorded)
+        return self.recorded
+
+    def ended(self, hosts: Sequence[Host]) -> None:
+        """Notes what these hosts, with which the job has ended, have recorded; their files are removed soon."""
+        self.recorded = max((host.incidents for host in hosts), key=len, default=self.recorded)
 
     def until(self, what: str, met: Callable[[], Any]) -> Any:
         """Waits until the condition is met and returns it. Raises RuntimeError if that takes too long, or if no host is left."""
