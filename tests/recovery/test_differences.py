@@ -87,6 +87,7 @@ def test_an_owner_and_a_replica_that_differ_go_back_to_the_state_in_which_they_w
     assert set(other_losses(result)) <= {*polluted, STEP + 1}, "only what was computed with the changed bit"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_segments")
 def test_parameters_are_decided_by_the_members_that_gathered_them() -> None:
     """The owner is wrong in the one case, a member in the other; nobody takes another step."""
@@ -102,7 +103,8 @@ def test_parameters_are_decided_by_the_members_that_gathered_them() -> None:
     assert other_losses(result) == []
 
 
-@pytest.mark.parametrize("worker", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("worker", [0, 1])
 def test_two_workers_of_which_neither_is_believed_take_the_step_again(worker: int) -> None:
     """On one host there are no replicas: both go back to the previous copies."""
     result = run({str(worker): [["arrival", STEP, "gathered", "first"]]}, workers=2)
@@ -192,6 +194,7 @@ def test_numbers_and_running_statistics_are_checked_at_rest(segments: bool, monk
     assert other_losses(result, "batchnorm") == []
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_given_up_if_its_memory_changed_while_it_was_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The next one is good."""
     saves = {"checkpoint": str(tmp_path / "saved"), "every": 4}

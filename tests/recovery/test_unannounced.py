@@ -160,7 +160,10 @@ def eviction(result: elastic.JobResult) -> dict[str, Any]:
     ("fault", "where", "cause", "evidence"),
     [
         ("sleeps", "forward", "hung", r"it has used no processor for 1.*in forward of step 9, micro-batch \d.*\(state S in .*sleep"),
-        ("awaits", "backward", "hung", r"it has used no processor for 1.*in backward of step 9, micro-batch \d.*\(state S in .*pipe"),
+        pytest.param(
+            *("awaits", "backward", "hung", r"it has used no processor for 1.*in backward of step 9, micro-batch \d.*\(state S in .*pipe"),
+            marks=pytest.mark.long,
+        ),
         ("spins", "forward", "spinning", r"it has used [01]\.\d s of processor time in .* in forward of step 9, micro-batch \d"),
     ],
 )
