@@ -47,7 +47,7 @@ def status(
     if as_json:
         print(json.dumps(told))
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(f"{job}: {told['phase']}, epoch {told['epoch']}, step {told['step']}, {told['layout']}; {told['incidents']} incidents")
     table = Table("host", "rack", "room", "workers", "spares", "")
     for host in told["hosts"]:

@@ -157,7 +157,7 @@ def _print(record: Any, data: dict[str, Any]) -> None:
     colours = {"pass": "green", "fail": "red", "unknown": "yellow"}
     for finding in record.findings:
         table.add_row(finding.oracle, f"[{colours[finding.verdict]}]{finding.verdict}", finding.reason.replace("[", "\\["))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     goodput = data["goodput"]
     if goodput is not None:

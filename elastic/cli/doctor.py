@@ -115,7 +115,7 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
     table = Table("", "what", "found", "what to do")
     for each in findings:
         table.add_row(Text(each.level, style=_STYLE[each.level]), *map(Text, (each.what, each.found, each.advice)))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDE
     console.print(table)

@@ -19,7 +19,9 @@ from elastic.cli.looking import events, logs
 from elastic.cli.power import power_daemon
 from elastic.cli.ran import Log, MetricsPort, Progress, Report, Trace, printed
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training: the same steps, bit for bit, with any workers.")
+# Without markup: brackets are part of what help says, as in `[user@]host:port`.
+_SAYS = "Elastic training: the same steps, bit for bit, with any workers."
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=_SAYS)
 
 
 @app.callback()

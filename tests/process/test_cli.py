@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import elastic
+from elastic.cli.main import app
 
 pytestmark = pytest.mark.usefixtures("leftovers")
 
@@ -37,3 +42,24 @@ def test_a_missing_script_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: train_fn='nowhere.py:train': there is no file ")
     assert done.stderr.count("\n") == 1
+
+
+def commands(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that is no group, with the words that name it."""
+    if not hasattr(command, "commands"):
+        yield words, command
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, *words, name)
+
+
+COMMANDS = [(words, found) for words, found in commands(typer.main.get_command(app)) if words != ("checkpoint",)]  # has its own help
+
+
+@pytest.mark.parametrize(("words", "found"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
+def test_help_has_every_word_of_every_option(words: tuple[str, ...], found: Any) -> None:
+    """Brackets, as in `[user@]host:port`, are part of what it says."""
+    shown = CliRunner().invoke(app, [*words, "--help"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    text = "".join(shown.output.split())
+    missing = [each.name for each in found.params if each.help and "".join(each.help.split()) not in text]
+    assert missing == []
