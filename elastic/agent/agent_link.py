@@ -27,7 +27,7 @@ from elastic.host.channel import Message
 BEAT_S = 0.25
 SILENT_S = 2.0
 _GREETING_S = 5.0
-_DIAL_S = 1.0  # the agent that is dialled may have vanished, and another be the coordinator by then
+DIAL_S = 1.0  # the agent that is dialled may have vanished, and another be the coordinator by then
 _AT_ONCE = 32  # connections accepted in one turn of the loop
 _WAITING = 64  # connections that have not proven anything yet; for another one the oldest is closed
 _ACCEPTOR, _DIALER = 0xFFFFFFFE, 0xFFFFFFFF  # no worker has these numbers
@@ -186,9 +186,11 @@ def dial(
     *,
     tls: Tls | None = None,
     either: bool = False,
+    limit_s: float = DIAL_S,
 ) -> Callable[[], None]:
-    """Connects to another agent, with TLS if `tls` is given; calls back once. Returns a function that gives up, after which nothing is
-    called back. With `either` the other agent decides whether `tls` is used."""
+    """Connects to another agent within `limit_s`, with TLS if `tls` is given; calls back once.
+
+    Returns a function that gives up, after which nothing is called back. With `either` the other agent decides whether `tls` is used."""
     sock = stream(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     shake = Handshake(secret=secret, worker=_DIALER, peer=_ACCEPTOR, encrypted=None if either else tls is not None)
     over: list[bool] = []
@@ -228,7 +230,7 @@ def dial(
         loop.post(lambda: fail(refused))
         return drop
     loop.watch(sock, reached, writable=True)
-    loop.set_timer(_DIAL_S, lambda: fail(LinkError(f"no answer for {_DIAL_S:g} s")), _timer(sock))
+    loop.set_timer(limit_s, lambda: fail(LinkError(f"no answer for {limit_s:g} s")), _timer(sock))
     return drop
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic.agent.admissions import hello
-from elastic.agent.agent_link import Address, AgentLink, dial, secret_of
+from elastic.agent.agent_link import DIAL_S, Address, AgentLink, dial, secret_of
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.crew import Crew
 from elastic.agent.job_facts import JobFacts
@@ -51,6 +51,8 @@ def ended_meanwhile(name: str) -> str:
 _SEARCH = "the search for the agent that coordinates the job"
 _AGAIN_S = 0.3  # between two looks for the coordinator
 _OUT_OF_REACH_S = 20.0  # after which a new host gives up a coordinator that lives, as far as etcd knows, and does not answer
+_NAMED_S = 5.0  # longer than etcd names an agent that is lost
+_BRIEF_S = 0.3  # how long the coordinator that fell silent may take to answer in that time: somebody else may be elected at any moment
 _TURNED_AWAY_S = 3.0  # longer than etcd names an agent that is lost
 _TOLD_S = 5.0  # after which the user is informed that there is none
 
@@ -94,6 +96,7 @@ class Follower:
         self._draining = False
         self.trains = False  # whether the job has a view
         self.steady = False  # whether its workers train in the committed view, and wait for no order
+        self._silent: str | None = None  # the coordinator that was lost last since it was silent
         self._vain: tuple[Leader, float] | None = None  # the coordinator that cannot be reached, and since when
         self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
         self._told = False
@@ -120,7 +123,9 @@ class Follower:
                 self._vain = leader, time.monotonic()
             (ip, port), secret = leader.address, secret_of(bytes.fromhex(self.sharing.secret), leader.agent)
             self.agents[leader.agent] = ip, port
-            dial(self._loop, secret, (ip, port), self._connected, self._unreached, tls=self._tls)
+            lost = self._silent == leader.agent and time.monotonic() - self.alone_since < _NAMED_S
+            limit_s = _BRIEF_S if lost else DIAL_S
+            dial(self._loop, secret, (ip, port), self._connected, self._unreached, tls=self._tls, limit_s=limit_s)
 
     def _campaign(self) -> tuple[bool, str | None]:
         return self._session.campaign(self._probes.address), self._session.newest_mark()
@@ -239,6 +244,7 @@ class Follower:
 
     def _lost(self, why: str) -> None:
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
+        self._silent = self.before if self._link is not None and self._link.silent else None
         self._link, self._awaited, self._told, self.lost_because = None, False, False, why
         say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
         self.begin()

@@ -132,9 +132,8 @@ class Judge:
         if stay.idle_s >= silent.get(seen.worker, math.inf):
             return _verdict(seen, words.hung_kind(seen), words.idle(seen, stay, waiting), stay.still_s, excludes=True)
         if limits.hung_s is not None:
-            allowed = allowance(seen, limits.hung_s).ran_s
-            longer = self._longer(now)
-            if stay.ran_s >= allowed * longer and stay.still_s >= limits.hung_s * longer:
+            allowed, longer = allowance(seen, limits.hung_s), self._longer(now)
+            if stay.ran_s >= allowed.ran_s * longer and stay.still_s >= allowed.busy_s * longer:
                 return _verdict(seen, words.SPINNING, words.busy(seen, stay, waiting), stay.still_s, excludes=True)
         return self._reported(seen, stay, waiting)
 

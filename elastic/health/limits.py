@@ -24,8 +24,12 @@ FIRST_TIMES = 10.0
 USER_TIMES = 100.0
 """How many times `hung_s` the user's code outside steps, a checkpoint's storage or the start of a worker may wait: for an upload, say."""
 
-RAN_SHARE = 0.5
-"""Share of `hung_s` that a worker must have run to count as spinning: on a crowded machine it is not always running."""
+SPUN_SHARE = 1 / 3
+"""Share of `hung_s` for which a worker must have been in one phase of a step to count as spinning. Processor time is stronger evidence than
+sleep, which may end at any time. A data loader gets all of `hung_s`: it may unpack a large file now and then."""
+
+RAN_SHARE = 0.75
+"""Share of that time in which it must have run: on a crowded machine it is not always running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +49,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """How long a worker may go without using a processor (`idle_s`), and how much processor time it may use (`ran_s`; None: any amount)."""
+    """How long a worker may go without using a processor (`idle_s`), how much processor time it may use (`ran_s`), and for how long it may
+    compute (`busy_s`): it is spinning if it exceeds both."""
 
     idle_s: float
     ran_s: float = math.inf
+    busy_s: float = 0.0
 
 
 def allowance(seen: Observed, hung_s: float) -> Allowance:
@@ -66,5 +72,6 @@ def allowance(seen: Observed, hung_s: float) -> Allowance:
     if doing.phase not in STEP_PHASES or standing.first or not longest_s:
         ran_s = USER_TIMES * hung_s if longest_s else math.inf
         return Allowance(idle_s=max(FIRST_TIMES * hung_s, IDLE_TIMES * longest_s), ran_s=max(ran_s, HISTORY_TIMES * longest_s))
-    times = LOADER_TIMES if standing.place == LOADER else 1.0
-    return Allowance(idle_s=max(times * hung_s, IDLE_TIMES * longest_s), ran_s=max(RAN_SHARE * hung_s, HISTORY_TIMES * longest_s))
+    times, busy_s = (LOADER_TIMES, hung_s) if standing.place == LOADER else (1.0, SPUN_SHARE * hung_s)
+    ran_s = max(RAN_SHARE * busy_s, HISTORY_TIMES * longest_s)
+    return Allowance(idle_s=max(times * hung_s, IDLE_TIMES * longest_s), ran_s=ran_s, busy_s=busy_s)

@@ -136,9 +136,9 @@ def run(
         stopped_after: a worker whose process is stopped (SIGSTOP, a frozen control group, a debugger) for so many seconds while others wait
             is killed and replaced, and nothing is lost; None: it is waited for.
         hung_after: so is a worker for which others wait and that makes no progress in a phase of a step for so many seconds: it sleeps, or
-            it uses ten times as much processor time as that phase ever took. The limit is 3 times as long for data loaders, and 100 times
-            for code of `train_fn` outside steps that neither computes nor reads nor writes; such code may compute for as long as it
-            likes. None: hung workers are waited for.
+            for a third of that time it uses ten times as much processor time as that phase ever took. The limit is 3 times as long for
+            data loaders, and 100 times for code of `train_fn` outside steps that neither computes nor reads nor writes; such code may
+            compute for as long as it likes. None: hung workers are waited for.
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
         dvfs: "speed" raises the clocks of GPUs that others wait for, "energy" lowers those of GPUs that wait; no bit depends on it. Workers

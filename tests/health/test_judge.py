@@ -26,11 +26,11 @@ IN_TURNS = Condition(state="T", ran=0.08, wakes=5.0)  # stopped and continued, a
     [
         (STOPPED, kinds.STOPPED, 1.0, 1.3),
         (SLEEPS, kinds.HUNG, 3.0, 3.5),
-        (SPINS, kinds.SPINNING, 3.0, 3.5),
+        (SPINS, kinds.SPINNING, 1.0, 1.5),
         (replace(SLEEPS, state="D"), kinds.HUNG, 3.0, 3.5),
         (replace(SLEEPS, longest_s=2.0), kinds.HUNG, 6.0, 6.5),
         (replace(SPINS, longest_s=0.5), kinds.SPINNING, 5.0, 5.5),
-        (replace(SPINS, ran=0.25, delayed=0.75), kinds.SPINNING, 6.0, 6.9),
+        (replace(SPINS, ran=0.25, delayed=0.75), kinds.SPINNING, 4.0, 4.5),
         (replace(SLEEPS, wakes=100.0), kinds.HUNG, 3.0, 3.5),
         (replace(SLEEPS, place="data loader"), kinds.HUNG_LOADER, 9.0, 9.5),
         (replace(SPINS, place="data loader"), kinds.SPINNING, 3.0, 3.5),
@@ -141,7 +141,7 @@ def test_hung_workers_may_be_waited_for() -> None:
 
 
 def test_all_are_stopped_and_continued_one_after_the_other() -> None:
-    calm = {0: waiting(2), 1: SPINS, 2: waiting(1)}
+    calm = {0: waiting(2), 1: replace(SPINS, place="data loader"), 2: waiting(1)}
     job = Watched(dict(calm)).watch(1.0)
     job.become({0: STOPPED}).watch(0.2).become(dict.fromkeys(calm, STOPPED)).watch(10.0)
     for worker, condition in calm.items():
@@ -252,7 +252,7 @@ def test_the_evidence_in_words() -> None:
         "it at most 0.1 s before (state S in here); workers 0 and 2 wait for it"
     )
     assert sentence(SPINS, 4.0) == (
-        "worker 1 (process 71) is spinning: it has used 3.0 s of processor time in 3.0 s, in forward of step 7, micro-batch 3, which took "
+        "worker 1 (process 71) is spinning: it has used 1.0 s of processor time in 1.0 s, in forward of step 7, micro-batch 3, which took "
         "it at most 0.1 s before; workers 0 and 2 wait for it"
     )
     assert sentence(replace(SLEEPS, place="data loader"), 10.0).startswith(
