@@ -204,7 +204,9 @@ class Hosts(Carrier):
 
     def death(self, worker: WorkerProcess) -> Death:
         """Returns the report on a worker whose process has ended."""
-        return self._hosts[worker.number].death(worker)
+        host = self._hosts[worker.number]
+        worker.host = host.name if len({each.name for each in self._hosts.values()}) > 1 else ""
+        return host.death(worker)
 
     def log(self, found: Incident) -> None:
         self.local.log(found)

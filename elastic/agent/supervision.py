@@ -36,7 +36,8 @@ class WorkerProcess:
     unreaped: bool = False  # gone, and its parent does not report its status
     condemned: str = ""  # why the agent ends it
     failure: str = ""  # what it ran out of, in one line
-    lost: str = ""  # why its host is lost
+    host: str = ""  # its host, in a job of several
+    lost: str = ""  # which host is lost, and why
 
     def kill(self, why: str = "the job ends") -> None:
         """Sends SIGKILL, which works on a stopped process too."""
@@ -95,10 +96,13 @@ def own_fault(worker: WorkerProcess) -> bool:
 
 def how_ended(worker: WorkerProcess) -> str:
     """Describes in one line how and where a worker's process ended."""
-    status = worker.status or 0
+    status, place = worker.status or 0, _place(worker.epoch, worker.step)
+    known = f"process {worker.pid}" if worker.pid is not None else ""
+    process = " on ".join(each for each in (known, "" if worker.lost else worker.host) if each)
+    who = f"worker {worker.number} ({process})" if process else f"worker {worker.number}"
     if worker.lost:
-        how = f"was lost with its host: {worker.lost}"
-    elif worker.failure:
+        return f"{who} was lost{place} with its host {worker.lost}"
+    if worker.failure:
         how = f"failed with {worker.failure}"
     elif worker.condemned:
         how = "was ended"
@@ -106,7 +110,7 @@ def how_ended(worker: WorkerProcess) -> str:
         how = "ended for an unknown reason, since the fork server does not answer"
     else:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
-    return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
+    return f"{who} {how}{place}"
 
 
 def ended(worker: WorkerProcess, why: str = "") -> Message:

@@ -185,7 +185,13 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
-    return end_job(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
+    return end_job(state, event.kind, f"{who} cannot go on: {event.message}{_advice(state, event.kind)}{cause}")
+
+
+def _advice(state: ControlState, kind: str) -> str:
+    if kind != "CoverageLost" or state.policy.checkpoints:
+        return ""
+    return ". The job saved no checkpoint, so it begins at step 0 if it is started again: with Trainer(checkpoint=...) it would continue"
 
 
 def _await_return(state: ControlState, lacks: str, now: float) -> Transition:

@@ -275,7 +275,7 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
                         restarts.append(time.monotonic())
                         say(f"{why}: a new agent of this host takes part in the job")
                         word = supervise()
-                result = _outcome(word)
+                result = _outcome(_asked_to_leave(word) if requests.first is not None else word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
                 _restore_clocks()
@@ -306,6 +306,14 @@ def _leaves(word: Message | None, restarts: list[float]) -> str | None:
     if word is None:
         return "the agent of this host died"
     return word["why"] if word["type"] == "rejoin" else None
+
+
+def _asked_to_leave(word: Message | None) -> Message | None:
+    """Returns the outcome of an agent that was to end: if the job has done without its host meanwhile, it has left as it was asked to."""
+    if word is None or word["type"] != "rejoin":
+        return word
+    say(f"this host leaves the job, which may go on without it: {word['why']}")
+    return {"type": "drained"}
 
 
 def _saved_plan(path: str | os.PathLike[str], workers: int, stages: int | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -71,3 +72,17 @@ def test_the_majority_goes_on_without_the_coordinator_which_comes_back_as_a_join
     assert "a new agent of this host takes part in the job" in hosts[0].said
     lost = next(each for each in hosts[1].incidents if each["kind"] == "death")
     assert re.fullmatch(r"lost with host \S+: it has been silent for 2 s", lost["why"])
+
+
+def test_a_coordinator_that_is_asked_to_end_while_it_is_cut_off_has_left_when_it_learns_that_others_went_on(
+    apart: tuple[Network, Cluster],
+) -> None:
+    net, made = apart
+    hosts = founded(net, made)
+    net.cut(0)
+    hosts[0].process.send_signal(signal.SIGTERM)
+    wait_for(lambda: any("running again" in host.said for host in hosts[1:]))
+    net.heal(0)
+    assert hosts[0].process.wait(60) == 143, hosts[0].said
+    assert "this host leaves the job, which may go on without it: agent" in hosts[0].said
+    assert [host.result() for host in hosts[1:]] == [calm(STEPS)] * 2

@@ -66,6 +66,15 @@ def test_one_that_we_ended_or_that_said_why_is_described_so(worker: WorkerProces
     assert how_ended(worker) == "worker 3 (process 77) failed with MemoryError: no room"
 
 
+def test_of_several_hosts_it_names_the_one(worker: WorkerProcess) -> None:
+    worker.status, worker.host, worker.epoch, worker.step = -9, "vm-1a", 2, 4
+    assert how_ended(worker) == "worker 3 (process 77 on vm-1a) was killed by SIGKILL in epoch 2, step 4"
+    worker.lost = "vm-1a: its connection ended"
+    assert how_ended(worker) == "worker 3 (process 77) was lost in epoch 2, step 4 with its host vm-1a: its connection ended"
+    worker.pid, worker.step = None, None
+    assert how_ended(worker) == "worker 3 was lost with its host vm-1a: its connection ended"
+
+
 @pytest.mark.parametrize(
     ("change", "machine"),
     [
