@@ -42,6 +42,13 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
             return {"type": "answer", "refused": f"host {name} cannot be drained: {few}. `elastic stop` stops the job"}
         coordinator.drain(name)
         return _told({"said": f"host {name} is drained at the next step boundary"})
+    if what == "kill":
+        worker = request["worker"]
+        living = sorted(number for number, each in hosts.workers.items() if not (each.ended or each.condemned))
+        if worker not in living:
+            return {"type": "answer", "refused": f"there is no worker {worker}; there are {', '.join(map(str, living))}"}
+        hosts.end(worker, "its end was asked for")
+        return _told({"said": f"worker {worker} is ended, and the others go on; if the job starts new workers, one takes its place"})
     if what == "scale":
         wanted, room = request["workers"], hosts.capacity
         if not coordinator.least <= wanted <= room:

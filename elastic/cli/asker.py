@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Asker:
             "secret": key_of(read_secret(secret_file)),
             "credentials": None if found is None else found.to_json(),
         }
+        self._lock = threading.Lock()
         command, pipe = module_command("elastic.agent.asking"), subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=agent_environment())
 
@@ -39,7 +41,16 @@ class Asker:
         self.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the answer to a request. Raises SettingsError if it is refused, or there is no such job; JobFailed without an answer."""
+        """Returns the answer to a request, of any thread. Raises SettingsError if it is refused, or there is no such job; JobFailed without
+        an answer."""
+        with self._lock:
+            line = self._asked(request)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SettingsError(answer["error"])
+        return answer["answer"]
+
+    def _asked(self, request: dict[str, Any]) -> str:
         question, self._question = self._question, {}
         process = self._process
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
@@ -53,10 +64,7 @@ class Asker:
         line = stdout.readline()
         if not line:
             raise JobFailed(stderr.read().strip() or "the connection to the job has ended")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise SettingsError(answer["error"])
-        return answer["answer"]
+        return line
 
     def close(self) -> None:
         """Ends the process."""

@@ -1,4 +1,4 @@
-"""`elastic status`, `scale`, `drain` and `stop`: requests to a running job of several hosts."""
+"""`elastic status`, `scale`, `drain`, `kill` and `stop`: requests to a running job of several hosts."""
 
 from __future__ import annotations
 
@@ -91,6 +91,24 @@ def drain(
 ) -> None:
     """Lets the other hosts take over what the workers of one host own; then its agent ends."""
     request = {"what": "drain", "host": host}
+    _say(_asked(job, etcd, secret_file, request, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)))
+
+
+def kill(
+    job: Job,
+    worker: Annotated[int, typer.Argument(help="The worker's number, as `elastic top` shows it.")],
+    etcd: Etcd,
+    secret_file: Secret,
+    etcd_ca: File = None,
+    etcd_cert: File = None,
+    etcd_key: File = None,
+    etcd_password_file: File = None,
+    tls_cert: File = None,
+    tls_key: File = None,
+    tls_ca: File = None,
+) -> None:
+    """Ends the process of one worker at once; the others go on as after any death, and a new worker takes its place."""
+    request = {"what": "kill", "worker": worker}
     _say(_asked(job, etcd, secret_file, request, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)))
 
 

@@ -36,7 +36,7 @@ app.command("power-daemon")(power_daemon)
 app.add_typer(chaos.app, name="chaos")
 app.command("top")(cli_top.top_command)
 app.command()(cli_top.report)
-for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor, events, logs):
+for command in (asking.status, asking.scale, asking.drain, asking.kill, asking.stop, doctor, events, logs):
     app.command()(command)
 
 

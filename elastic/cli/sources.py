@@ -97,6 +97,10 @@ class AskedSource:
     def standing(self) -> dict[str, Any]:
         return self._asker.ask({"what": "top"})
 
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the coordinator's answer. Raises SettingsError if it refuses, JobFailed without an answer."""
+        return self._asker.ask(request)
+
     def _ask(self, request: dict[str, Any], nothing: dict[str, Any]) -> dict[str, Any]:
         first = self._after == 0 and not self._places
         try:

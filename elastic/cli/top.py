@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
@@ -13,10 +13,9 @@ from rich.live import Live
 
 from elastic.cli.looking import AsJson, exits
 from elastic.cli.sources import Certificate, Etcd, Job, Secret, Source, source
+from elastic.cli.web import line_of, serve
 from elastic.errors import SettingsError
 from elastic.observe import jobs, top
-from elastic.observe.incident import headline
-from elastic.observe.journal import shown
 
 _KEPT = 5
 
@@ -26,6 +25,9 @@ def top_command(
     once: Annotated[bool, typer.Option("--once", help="Print it once.")] = False,
     as_json: AsJson = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    web: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Show a web page on this port of 127.0.0.1 instead; 0: a free one.", min=0, max=65535)
+    ] = None,
     etcd: Etcd = None,
     secret_file: Secret = None,
     etcd_ca: Certificate = None,
@@ -36,7 +38,10 @@ def top_command(
     tls_key: Certificate = None,
     tls_ca: Certificate = None,
 ) -> None:
-    """Shows how a job stands: workers and what they do, hosts, stages, step times, memory, links, the last events."""
+    """Shows how a job stands: workers and what they do, hosts, stages, step times, memory, links, the last events.
+
+    The page of --web can also drain hosts and end workers, for who types the job's secret; it needs --etcd for this.
+    """
     files, tls = (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)
     with exits(), source(job, etcd, secret_file, files, tls) as found:
         if as_json:
@@ -45,6 +50,8 @@ def top_command(
             console = Console(highlight=False)
             now = None if found.over else time.time()
             console.print(top.shown(found.standing(), _recent(found, []), now=now))
+        elif web is not None:
+            serve(found, web, every, secret_file)
         else:
             _live(found, every)
 
@@ -72,13 +79,7 @@ def _shown(found: Source, events: list[str], height: int, *, over: bool) -> Rend
 
 
 def _recent(found: Source, events: list[str]) -> list[str]:
-    return [*events, *(_line(event) for event in found.events())][-_KEPT:]
-
-
-def _line(event: dict[str, Any]) -> str:
-    if event["kind"] == "incident":
-        return shown({**event, "kind": "said", "text": headline(event["incident"])})
-    return shown(event).splitlines()[0]
+    return [*events, *(line_of(event) for event in found.events())][-_KEPT:]
 
 
 def report(

@@ -1,4 +1,4 @@
-"""Tests `elastic status`, `scale`, `drain` and `stop` with a running job of two hosts, and who may use them."""
+"""Tests `elastic status`, `scale`, `drain`, `kill` and `stop` with a running job of two hosts, and who may use them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ def test_a_job_is_asked_scaled_drained_and_stopped_from_outside(hosts: Cluster) 
     refused = asked(hosts, "scale", "job", "5")
     assert (refused.returncode, refused.stderr) == (1, "error: 5 workers: the hosts have room for 4, and the job needs 1\n")
     asked(hosts, "scale", "job", "4")
+    ended = until(hosts, 4)["hosts"][1]["workers"][0]
+    assert asked(hosts, "kill", "job", "99").stderr.startswith("error: there is no worker 99; there are ")
+    assert asked(hosts, "kill", "job", str(ended)).stdout.startswith(f"worker {ended} is ended, and the others go on")
+    first.until(f"worker {ended} (place 2) was evicted")
+    assert "its end was asked for" in first.said
     name = until(hosts, 4)["hosts"][1]["name"]
     assert "has another secret" in asked(hosts, "stop", "job", secret=hosts.secret("not the secret of this job")).stderr
     assert "no job of several hosts with the name 'nojob'" in asked(hosts, "stop", "nojob").stderr
@@ -60,5 +65,5 @@ def test_a_job_is_asked_scaled_drained_and_stopped_from_outside(hosts: Cluster) 
     asked(hosts, "stop", "job")
     assert first.process.wait(60) == 130, first.said
     kinds = [each["kind"] for each in first.incidents if each["kind"] != "rebalance"]
-    assert kinds == ["drain", "join", "drain"]
-    assert all(each["steps_redone"] == 0 for each in first.incidents)
+    assert kinds == ["drain", "join", "eviction", "join", "drain"]
+    assert all(each["steps_redone"] == 0 for each in first.incidents if each["kind"] != "eviction")
