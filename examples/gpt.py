@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,11 @@ from elastic.observe.progress import ProgressLine
 
 VOCABULARY = 256
 _KILL = "PLACE@STEP[:PHASE]: SIGKILL for the worker at that place of the current view, in that step and phase. Repeatable."
+
+_INIT = (
+    "eager: every worker builds the whole model; deferred: a worker gives memory to its own layers only, with initial values that follow "
+    "from seed and name. The two have different initial values."
+)
 
 
 class Embedding(nn.Module):
@@ -124,11 +130,12 @@ def cross_entropy(logits: torch.Tensor, micro_batch: tuple[torch.Tensor, torch.T
 def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
     """Runs on every worker; the leader's return value is the job's."""
     torch.manual_seed(options["seed"])
-    model = build_gpt(options["layers"], options["dim"], options["heads"], options["seq"], options["dropout"], tied=options["tie"])
+    sizes = [options[name] for name in ("layers", "dim", "heads", "seq", "dropout")]
+    build = partial(build_gpt, *sizes, tied=options["tie"])
     trainer = elastic.Trainer(
-        model,
+        build if options["init"] == "deferred" else build(),
         cross_entropy,
-        torch.optim.AdamW(model.parameters(), lr=options["lr"], fused=True),
+        lambda parameters: torch.optim.AdamW(parameters, lr=options["lr"], fused=True),
         Text(read_text(options["data"]), options["seq"]),
         batch_size=options["batch"],
         micro_batch_size=options["micro_batch"],
@@ -217,6 +224,7 @@ def main(
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm; none by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     data: Annotated[str | None, typer.Option(help="A file to train on, instead of the standard library.")] = None,
+    init: Annotated[str, typer.Option(help=_INIT)] = "eager",
     tie: Annotated[bool, typer.Option("--tie", help="Tie the head's weight to the embedding's.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast with float32 parameters.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
@@ -233,6 +241,8 @@ def main(
     """Trains a byte-level GPT; the same bits for any --workers and --stages."""
     if dim % heads:
         raise typer.BadParameter(f"--dim {dim} is not a multiple of --heads {heads}")
+    if init not in ("eager", "deferred"):
+        raise typer.BadParameter(f"--init {init}: use eager or deferred")
     if data is not None and not Path(data).is_file():
         raise typer.BadParameter(f"--data {data}: no such file")
     if checkpoint is None and (checkpoint_every, keep) != (None, None):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from elastic.engine.buffers import Running
+from elastic.engine.initial import InitialValues
 from elastic.engine.partial import note_whole, partial
 from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
@@ -108,10 +111,19 @@ def _place(tensor: torch.Tensor) -> tuple[int, int]:
 class LayeredModel:
     """Owns the memory of the parameters of the layers that this worker holds.
 
-    Every worker builds the whole model once; `hold` then lays the held layers out as flat vectors and frees the others.
+    Every worker builds the whole model once; `hold` then lays the held layers out as flat vectors and frees the others. With `initial`
+    values, trained parameters have been built without memory, and get it in `hold`.
     """
 
-    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: CutRule = "block", exact: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        *,
+        cut: CutRule = "block",
+        exact: bool = True,
+        initial: InitialValues | None = None,
+    ) -> None:
+        self.initial = initial
         self.root, self.layers = split(model)
         self.running = Running(self.root, self.layers)
         if not exact:
@@ -128,7 +140,7 @@ class LayeredModel:
         self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)
         self.flats: dict[int, torch.Tensor] = {}
-        self.whole = True  # every parameter is in memory here, as built, until the first `hold`
+        self.whole = True  # all initial values can be had here: until the first `hold`, or always if they come from `initial`
         self.tied: dict[tuple[int, int], torch.Tensor] = {}
 
     def _describe(self, index: int, layer: nn.Module, homes: dict[int, int]) -> LayerSpec:
@@ -181,12 +193,29 @@ class LayeredModel:
         return self._parameters[name].nbytes
 
     def digest(self) -> str:
-        """Returns the hex SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers; equal on all workers at the start."""
+        """Returns the hex SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers; equal on all workers at the start.
+
+        Instead of the bytes of initial values that are computed later it contains what they follow from: nothing is computed or gathered.
+        """
         total = hashlib.sha256()
         for name, tensor in sorted([*self._parameters.items(), *self.root.named_buffers()]):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
-            total.update(bytes_of(contiguous(tensor)).data)
+            later = None if self.initial is None else self.initial.digest(name)
+            total.update(bytes_of(contiguous(tensor)).data if later is None else later.encode())
         return total.hexdigest()
+
+    def built_alike(self) -> dict[str, dict[str, str]]:
+        """Returns what else must be equal on all workers if initial values are computed later: digests of layers."""
+        if self.initial is None:
+            return {}
+        found: dict[str, str] = {}
+        for index, layer in enumerate(self.layers):
+            total = hashlib.sha256(re.sub("0x[0-9a-f]+", "", repr(layer)).encode())
+            for tensor in [*layer.parameters(), *layer.buffers()]:
+                name = self._names.get(id(tensor))
+                total.update(str(None if name is None else (name, self.initial.digest(name))).encode())
+            found[f"layer {index}"] = total.hexdigest()[:16]
+        return {"initial": found}
 
     def state_dict(self, whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the model's state_dict with the tensors of `whole` as trained parameters; everything else in it is copied from here."""
@@ -220,7 +249,7 @@ class LayeredModel:
             for home, start, stop in self.spec.tied_runs(index)
             if home not in flats
         }
-        self.flats, self.tied, self.whole = flats, tied, False
+        self.flats, self.tied, self.whole = flats, tied, self.initial is not None
         for layer in self.spec.layers:
             for parameter in layer.parameters:
                 memory, offset = self._memory(layer.index, parameter)
@@ -232,15 +261,39 @@ class LayeredModel:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
 
     def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
-        """Returns a copy of a run of a layer's vector; only before the first `hold`, while this worker has the whole model."""
+        """Returns a copy of a run of a layer's vector with initial values; only while this worker has or can compute them (`whole`)."""
         spec = self.spec.layers[layer]
         flat = lasting(stop - start, self.dtype(layer))
         for parameter in spec.parameters:
             if both := shared((parameter.start, parameter.stop), (start, stop)):
                 first, last = both
-                values = self._parameters[parameter.name].detach().reshape(-1)
-                flat[first - start : last - start] = values[first - parameter.start : last - parameter.start]
+                self._begin(parameter, first - parameter.start, flat[first - start : last - start])
         return flat
+
+    def _begin(self, parameter: ParameterSpec, start: int, run: torch.Tensor) -> None:
+        """Fills flat memory with a parameter's initial values, from element `start` on."""
+        if self.initial is not None:
+            self.initial.fill(parameter.name, start, run)
+        else:
+            run[:] = self._parameters[parameter.name].detach().reshape(-1)[start : start + run.numel()]
+
+    @contextmanager
+    def lent(self, layer: int) -> Iterator[None]:
+        """Gives a layer's parameters memory during the block, if they have none yet, with values like the initial ones."""
+        waiting = [each for each in self.layers[layer].parameters() if self.initial is not None and each.requires_grad]
+        before = [each.data for each in waiting]
+        for each in waiting:
+            each.data = self.initial.sample(self._names[id(each)]) if self.initial is not None and each.numel() else each.data
+        try:
+            yield
+        finally:
+            for each, nothing in zip(waiting, before, strict=True):
+                each.data, each.grad = nothing, None
+
+    @property
+    def built_bytes(self) -> int:
+        """Bytes of parameters that lie in memory before the first `hold`."""
+        return sum(each.nbytes for each in self._parameters.values() if self.initial is None or not each.requires_grad)
 
     def run(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """Returns the memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy. Raises KeyError."""
@@ -266,5 +319,5 @@ class LayeredModel:
         parameters = tuple(parameters)
         flat = lasting(stop - start, getattr(torch, parameters[0].dtype))
         for parameter in parameters if keep else ():
-            flat[parameter.start - start : parameter.stop - start] = self._parameters[parameter.name].detach().reshape(-1)
+            self._begin(parameter, 0, flat[parameter.start - start : parameter.stop - start])
         return flat

@@ -22,7 +22,7 @@ LayerProfile = list[list[float]]
 
 Clock = Callable[[], float]
 
-_MOST_PASSES, _ENOUGH_S = 8, 0.03
+MOST_PASSES, ENOUGH_S = 8, 0.03
 
 WORTH_SPLITTING = 0.1
 """The least share of a backward that its second part must have, so that splitting it is worth the overhead."""
@@ -70,8 +70,8 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clo
     with buffers_restored(model):
         _pass(model, loss, numerics, batch, clock)
         started, rows = clock(), _pass(model, loss, numerics, batch, clock)
-        for _ in range(_MOST_PASSES - 1):
-            if clock() - started > _ENOUGH_S:
+        for _ in range(MOST_PASSES - 1):
+            if clock() - started > ENOUGH_S:
                 break
             for best, again in zip(rows, _pass(model, loss, numerics, batch, clock), strict=True):
                 best[:2] = map(min, best[:2], again[:2])
@@ -79,7 +79,7 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clo
         return [[*row, *(share * row[1] for share in parts.get(index, ()))] for index, row in enumerate(rows)]
 
 
-def _runners(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[LayerRunner], LossRunner]:
+def runners_of(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[LayerRunner], LossRunner]:
     generators = Generators()
     runners = [LayerRunner(index, layer, numerics, generators, model.running.statistics) for index, layer in enumerate(model.layers)]
     return runners, LossRunner(len(runners), loss, numerics, generators)
@@ -87,7 +87,7 @@ def _runners(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[
 
 def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> dict[int, tuple[float, float]]:
     """Returns the seconds of both parts of split backwards, relative to whole ones, of layers where it is worth it and bits are equal."""
-    runners, loss_runner = _runners(model, loss, numerics)
+    runners, loss_runner = runners_of(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     runs: list[tuple[LayerRun, Crossing]] = []
     for runner in runners:
@@ -101,13 +101,13 @@ def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any,
         started = clock()
         whole = runner.backward(0, 0, run, gradients)
         whole_s = clock() - started
-        if (parts := _parts(runner, entering, gradients, [*whole, *_taken(runner)], clock)) and parts[1] > WORTH_SPLITTING * whole_s:
+        if (parts := split_parts(runner, entering, gradients, [*whole, *taken(runner)], clock)) and parts[1] > WORTH_SPLITTING * whole_s:
             found[runner.index] = parts[0] / whole_s, parts[1] / whole_s
         gradients = whole
     return found
 
 
-def _parts(
+def split_parts(
     runner: LayerRunner, entering: Crossing, gradients: Gradients, wanted: Sequence[torch.Tensor | None], clock: Clock
 ) -> tuple[float, float] | None:
     """Returns seconds of both parts of a split backward; None if it cannot be split, or its gradients have not the bits of `wanted`."""
@@ -120,14 +120,14 @@ def _parts(
             return None
         left.compute()
         weight_s = clock() - started
-        return (input_s, weight_s) if _equal([*of_input, *_taken(runner)], wanted) else None
+        return (input_s, weight_s) if _equal([*of_input, *taken(runner)], wanted) else None
     except RuntimeError:  # an operation of the layer's cannot run backward in parts, as some compiled code and checkpointing cannot
         return None
     finally:
-        _taken(runner)
+        taken(runner)
 
 
-def _taken(runner: LayerRunner) -> list[torch.Tensor | None]:
+def taken(runner: LayerRunner) -> list[torch.Tensor | None]:
     """Returns the gradients of the layer's parameters, which have none afterwards."""
     gradients = [parameter.grad for parameter in runner.parameters]
     for parameter in runner.parameters:
@@ -143,7 +143,7 @@ def _equal(some: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | 
 
 
 def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> LayerProfile:
-    runners, loss_runner = _runners(model, loss, numerics)
+    runners, loss_runner = runners_of(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
     runs: list[LayerRun] = []
@@ -154,7 +154,7 @@ def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock
             run, crossing = runner.forward(0, 0, crossing)
         seconds, spec = clock() - started, model.spec.layers[runner.index]
         itemsize = spec.parameters[0].itemsize if spec.parameters else 0
-        rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(_bytes, crossing.tensors)), itemsize])
+        rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(size_of, crossing.tensors)), itemsize])
         runs.append(run)
     started = clock()
     loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
@@ -169,7 +169,7 @@ def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock
     return rows
 
 
-def _bytes(tensor: torch.Tensor | None) -> int:
+def size_of(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 

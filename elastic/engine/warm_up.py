@@ -44,19 +44,20 @@ def _run(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> Non
     crossing = enter(model_input(batch), "the first micro-batch")
     known: dict[Any, Crossing] = {}
     for index, layer in enumerate(model.layers):
-        kind = _kind(layer, crossing)
+        kind = kind_of(layer, crossing)
         if kind in known:
             crossing = known[kind]
             continue
         runner = LayerRunner(index, layer, numerics, generators, model.running.statistics)
-        run, crossing = runner.forward(0, 0, crossing)
-        runner.backward(0, 0, run, [None if each is None else zeros_like(each) for each in crossing.tensors])
+        with model.lent(index):
+            run, crossing = runner.forward(0, 0, crossing)
+            runner.backward(0, 0, run, [None if each is None else zeros_like(each) for each in crossing.tensors])
         known[kind] = crossing
     runner = LossRunner(len(model.layers), loss, numerics, generators)
     runner.backward(runner.forward(0, 0, crossing, batch, 0)[0])
 
 
-def _kind(layer: nn.Module, crossing: Crossing) -> Any:
+def kind_of(layer: nn.Module, crossing: Crossing) -> Any:
     """Returns a key that is equal for layers of one kind. A compiled layer is alone: its code may depend on its parameters."""
     if any(hasattr(module, "_orig_mod") for module in layer.modules()):
         return id(layer)

@@ -17,7 +17,7 @@ from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
 from elastic.view import Member, View, apart, outlives
 
-_EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
+_EQUAL = ("fingerprint", "model", "settings", "micro_batches", "grains", "digest", "checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +162,7 @@ _ADVICE = {
     "settings": "give the Trainer the same arguments on every worker",
     "micro_batches": "give the Trainer the same arguments on every worker",
     "grains": "give the Trainer the same arguments on every worker",
-    "model": "build the same model on every worker",
+    "model": "build the same model, with the same initial values, on every worker",
     "checkpoint": "the newest one must be the same for all: put the directory on storage that all hosts share",
     "digest": "seed the initial weights alike, and read no randomness that differs between workers, before making the Trainer",
 }

@@ -12,6 +12,9 @@ from elastic.memory.segment import OwnSegment
 
 TensorShape = int | Sequence[int]
 
+OF_VALUES = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+"""Functions of torch that make a tensor of Python values. They are no operations, so only the call itself shows the values."""
+
 _segment: OwnSegment | None = None
 
 
@@ -125,6 +128,16 @@ def retyped(memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def strided(memory: torch.Tensor, shape: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
     """Returns flat memory as a tensor with these strides (in elements); shares it. Raises RuntimeError if it is too short."""
     return memory.as_strided(tuple(shape), tuple(strides))
+
+
+def part(base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int) -> torch.Tensor:
+    """Returns a view of the memory that `base` lies in; `offset` counts elements from where that memory begins, not from `base`."""
+    return base.as_strided(tuple(shape), tuple(strides), offset)
+
+
+def hollow(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Returns a tensor of this shape where layers compute, all of whose elements are one element in memory: it stands for a later one."""
+    return torch.zeros(1, dtype=dtype, device=device.current()).expand(tuple(shape))
 
 
 def of_array(array: np.ndarray) -> torch.Tensor:

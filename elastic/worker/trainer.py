@@ -19,11 +19,13 @@ from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
 from elastic.engine.data import batches, placing
 from elastic.engine.decision import Apply
+from elastic.engine.deferred.building import Builder
 from elastic.engine.model import LayeredModel, split
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
 from elastic.engine.placement import place_model, place_state
 from elastic.engine.probe import probe
+from elastic.engine.profile_apart import measure_apart
 from elastic.engine.stage import Loss
 from elastic.engine.torch_settings import Modes
 from elastic.engine.view_state import Training, ViewState, initial_state
@@ -40,6 +42,7 @@ from elastic.view import View
 from elastic.worker import job as jobs
 from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
 from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.deferral import compact_state, model_of
 from elastic.worker.device_contents import DeviceContents
 from elastic.worker.devices import describe
 from elastic.worker.engine import Engine
@@ -63,7 +66,10 @@ class Trainer:
     """Trains a layered model on all workers of the running job; every worker builds the same one.
 
     Args:
-        model: an `nn.Sequential`, or a list of layers in order; any other module is one layer.
+        model: an `nn.Sequential`, or a list of layers in order; any other module is one layer. Or a function without arguments that builds
+            one of these, or a list of functions that each build a layer: then no worker has the whole model in memory. Functions run on
+            torch's `meta` device; initial values follow from seed, layer and name (`torch.manual_seed` has no effect), and each worker
+            computes those of its own layers. The optimizer is a function then.
         loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
@@ -96,7 +102,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module | Sequence[nn.Module],
+        model: nn.Module | Sequence[nn.Module] | Builder | Sequence[Builder],
         loss: Loss,
         optimizer: Optimizer | Callable[[list[nn.Parameter]], Optimizer],
         data: Any,
@@ -130,16 +136,19 @@ class Trainer:
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self._batch = placing(batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate))
         self._collate = collate
-        place_model(split(model)[0])
-        self._model = LayeredModel(model)
+        built, initial = model_of(model, optimizer, seed)
+        place_model(split(built)[0])
+        self._model = LayeredModel(built, initial=initial)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model has no trainable parameter")
         instance = one_optimizer(optimizer, parameters)
         place_state(instance)
+        if initial is not None:
+            compact_state(instance)
         self._scheduler = bind_scheduler(scheduler, instance)
         self._probed = probe(instance)
-        self._model = LayeredModel(model, cut=self._probed.cut, exact=exact)
+        self._model = LayeredModel(built, cut=self._probed.cut, exact=exact, initial=initial)
         self._model.running.statistics.watch()
         self._optimizer = ShardedOptimizer(instance, self._model, self._probed)
         self._checkpoints: Checkpoints | None = None
@@ -153,7 +162,7 @@ class Trainer:
                 settings=sizes,
                 group_values=group_values(instance),
             )
-            files = extra_files(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
+            files = extra_files(names if isinstance(names, nn.Module) else built, checkpoint_files or {})
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
@@ -214,7 +223,8 @@ class Trainer:
     def _measured(self) -> profile.LayerProfile:
         """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
         clock = time.thread_time if self._job.gpu is None and device.on_host() else device.clock
-        return profile.measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
+        measure = profile.measure if self._model.initial is None else measure_apart
+        return measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
 
     def _announcement(self) -> dict[str, Any]:
         """Returns this worker's announcement, for the other workers and the planner; its settings must be equal on all workers."""
@@ -224,13 +234,13 @@ class Trainer:
             "address": self._network.address,
             "fingerprint": fingerprint(describe()),
             "code": sources.to_json(sources.note_imported()),
-            "model": self._model.spec.to_json(),
+            "model": {**self._model.spec.to_json(), **self._model.built_alike()},
             "digest": self._model.digest(),
             "profile": self._measured() if measures else None,
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "whole": host.anonymous_bytes(),
-            "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
+            "base": max(0, host.anonymous_bytes() - self._model.built_bytes),
             "segment": self._job.segment is not None,
             "device": device.current().type,
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,

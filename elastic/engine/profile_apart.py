@@ -1,0 +1,110 @@
+"""Measures the cost of layers one after the other, for a model that no worker has as a whole: each has memory only while it is measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elastic.engine.boundary import Crossing
+from elastic.engine.data import model_input
+from elastic.engine.model import LayeredModel
+from elastic.engine.numerics import Numerics
+from elastic.engine.profile import (
+    ENOUGH_S,
+    MOST_PASSES,
+    WORTH_SPLITTING,
+    Clock,
+    LayerProfile,
+    SavedBytes,
+    buffers_restored,
+    runners_of,
+    size_of,
+    split_parts,
+    taken,
+)
+from elastic.engine.stage import Gradients, LayerRunner, Loss, LossRunner, enter
+from elastic.engine.warm_up import kind_of
+from elastic.memory.tensors import copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Seconds of a layer's forward and backward, and of both parts of a split backward; bytes that autograd keeps; and its output."""
+
+    forward_s: float
+    backward_s: float
+    saved: int
+    parts: tuple[float, ...]
+    output: Crossing
+
+
+def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock = time.thread_time) -> LayerProfile:
+    """Returns what `profile.measure` does. Layers of one kind (`warm_up.kind_of`) are measured once.
+
+    A layer's backward gets its own output as gradient: times do not depend on values.
+    """
+    known: dict[Any, _Measured] = {}
+    runners, loss_runner = runners_of(model, loss, numerics)
+    crossing = enter(model_input(batch), "the first micro-batch")
+    rows: LayerProfile = []
+    with buffers_restored(model):
+        for runner in runners:
+            kind = kind_of(runner.module, crossing)
+            if kind not in known:
+                with model.lent(runner.index):
+                    known[kind] = _layer(runner, crossing, clock)
+            found, spec = known[kind], model.spec.layers[runner.index]
+            crossing = found.output
+            itemsize = spec.parameters[0].itemsize if spec.parameters else 0
+            output = sum(map(size_of, crossing.tensors))
+            rows.append([found.forward_s, found.backward_s, spec.size, found.saved, output, itemsize, *found.parts])
+        rows[-1][1] += _loss_s(loss_runner, crossing, batch, clock)
+    model.running.statistics.begin()
+    return rows
+
+
+def _layer(runner: LayerRunner, entering: Crossing, clock: Clock) -> _Measured:
+    forward_s = backward_s = float("inf")
+    began, saved, output, gradients = clock(), 0, entering, ()
+    for number in range(MOST_PASSES + 1):  # the first one warms up
+        meter = SavedBytes(iter(runner.module.parameters()))
+        started = clock()
+        with torch.autograd.graph.saved_tensors_hooks(meter.note, lambda tensor: tensor):
+            run, output = runner.forward(0, 0, _copied(entering))
+        ran = clock() - started
+        gradients = _gradients(output)
+        started = clock()
+        of_input = runner.backward(0, 0, run, gradients)
+        back = clock() - started
+        whole = [*of_input, *taken(runner)]
+        saved = meter.bytes
+        if number:
+            forward_s, backward_s = min(forward_s, ran), min(backward_s, back)
+            if clock() - began > ENOUGH_S:
+                break
+        else:
+            began = clock()
+    parts = split_parts(runner, _copied(entering), gradients, whole, clock)
+    worth = parts is not None and parts[1] > WORTH_SPLITTING * backward_s
+    return _Measured(forward_s=forward_s, backward_s=backward_s, saved=saved, parts=parts if parts and worth else (), output=output)
+
+
+def _copied(crossing: Crossing) -> Crossing:
+    """Returns a crossing that a layer may begin by changing."""
+    tensors = tuple(None if each is None else copy(each) for each in crossing.tensors)
+    return Crossing(structure=crossing.structure, tensors=tensors, differentiable=crossing.differentiable)
+
+
+def _gradients(output: Crossing) -> Gradients:
+    pairs = zip(output.tensors, output.differentiable, strict=True)
+    return [copy(each) if each is not None and wanted else None for each, wanted in pairs]
+
+
+def _loss_s(runner: LossRunner, crossing: Crossing, batch: Any, clock: Clock) -> float:
+    runner.backward(runner.forward(0, 0, crossing, batch, 0)[0])  # warms up
+    started = clock()
+    runner.backward(runner.forward(0, 0, crossing, batch, 0)[0])
+    return clock() - started

@@ -1,0 +1,53 @@
+"""A Trainer's model if it is given by functions: built on every worker without memory for its trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.engine.deferred.building import Builder, build, is_deferred
+from elastic.engine.initial import Computed, InitialValues
+from elastic.errors import TrainerError
+from elastic.memory.tensors import copy
+
+
+def model_of(
+    model: nn.Module | Sequence[nn.Module] | Builder | Sequence[Builder], optimizer: Any, seed: int
+) -> tuple[Any, InitialValues | None]:
+    """Returns a model as modules, and where its initial values come from: None if they are in it.
+
+    Raises:
+        TrainerError: if the functions do not build a model that can be initialised later, or if the optimizer is no function then.
+    """
+    if not is_deferred(model):
+        return model, None
+    if isinstance(optimizer, Optimizer):
+        raise TrainerError(
+            f"optimizer is a {type(optimizer).__name__}, but the model is given by a function, so its parameters exist only later: give a "
+            "function that makes the optimizer from them, such as `lambda parameters: torch.optim.AdamW(parameters)`"
+        )
+    built, recipe = build(model, seed)  # pyright: ignore[reportArgumentType]
+    return built, Computed(recipe)
+
+
+def compact_state(optimizer: Optimizer) -> None:
+    """Replaces state that an optimizer makes when it is made (Adagrad's) by tensors that hold one element.
+
+    Raises:
+        TrainerError: if the elements of such a state differ, so that every worker would need all of it.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.numel() < 2:
+                continue
+            first = value.reshape(-1)[0]
+            if not bool((value == first).all()):
+                raise TrainerError(
+                    f"{type(optimizer).__name__} makes its state {name!r} of each parameter from the values that this one has when the "
+                    "optimizer is made, but a model that is given by a function has none then: give the Trainer the model itself"
+                )
+            state[name] = copy(first).expand(value.shape)
