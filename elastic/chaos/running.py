@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,7 +28,8 @@ OBSERVED = "elastic.chaos.observed:train"
 DIGEST_EVERY = 10
 """The last step of a run is a multiple of this, so that undisturbed runs can be used again."""
 
-_AGAIN = (75,)
+_AGAIN, _ELSEWHERE = (75,), 3
+_FULL_BYTES, _FULL_S = 1 << 20, 10.0  # a disk with less room is full; a host that found it so may end so much later
 _AFTER_STEPS, _AFTER_S = 4, 0.5
 _ROOT = Path(__file__).parents[2]
 _LATE_S = 10.0
@@ -50,6 +52,7 @@ class RunningJob:
     done_at: float | None = None
     ended: bool = False
     began: float = field(default_factory=time.monotonic)
+    _full_at: float = -math.inf  # when the disk was full last
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -139,14 +142,21 @@ class RunningJob:
         self.end_after(DIGEST_EVERY * math.ceil((step + 1 + margin) / DIGEST_EVERY))
 
     def supervise(self) -> None:
-        """Starts a host's process again where a scheduler would: it ended with an exit code that says so, and nobody wanted its end."""
+        """Starts a host's process again where a scheduler would: it ended with an exit code that says so, and nobody wanted its end.
+
+        A host that is refused since its disk is full is started on another host; here this is the same one, until it has room.
+        """
+        now = time.monotonic()
+        if shutil.disk_usage(self.disk).free < _FULL_BYTES:
+            self._full_at = now
+        again = (*_AGAIN, _ELSEWHERE) if now - self._full_at < _FULL_S else _AGAIN
         for host in list(self.hosts):
             if host.expected or host.alive:
                 continue
             host.codes.append(host.process.returncode)
             if host.codes[-1] == 0:
                 self.done_at = self.done_at or time.monotonic()
-            if host.codes[-1] in _AGAIN:
+            if host.codes[-1] in again:
                 host.process = self._launched(host.number, host.folder)
             else:
                 host.expected = self.ended = True
