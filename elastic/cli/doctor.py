@@ -18,7 +18,7 @@ from elastic.errors import ElasticError
 from elastic.host.measures import Steal, available_bytes
 from elastic.host.process import module_command
 from elastic.launch.examine import ERROR, OK, WARNING, Finding, computed, machine
-from elastic.launch.sharing import key_of, reachable_from, read_credentials, read_secret
+from elastic.launch.sharing import interface_of, key_of, read_credentials, read_secret
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.settings import agent_environment, best_isa
 
@@ -71,7 +71,7 @@ def doctor(
 def _asked(
     etcd: str, files: dict[str, str], job: str | None, secret: Path | None, tls: Tls, interface: str | None, workers: int
 ) -> dict[str, Any]:
-    """Returns what `agent.examining` finds. Raises SettingsError."""
+    """Returns what `agent.examining` finds. Raises SettingsError, or EtcdUnavailable if there is no way to etcd."""
     credentials = read_credentials(*tls)
     question = {
         "etcd": etcd,
@@ -79,7 +79,7 @@ def _asked(
         "job": job,
         "secret": None if secret is None else key_of(read_secret(secret)),
         "credentials": None if credentials is None else credentials.to_json(),
-        "interface": interface or reachable_from(EtcdEndpoint.parse(etcd, files)),
+        "interface": interface_of(interface, EtcdEndpoint.parse(etcd, files)),
         "workers": workers,
     }
     command = module_command("elastic.agent.examining")

@@ -87,6 +87,8 @@ class FileNotices:
     """A file that appears. Raises SettingsError if its directory does not exist."""
 
     def __init__(self, path: Path, text: str) -> None:
+        if path.is_dir():
+            raise SettingsError(f"drain_on={text!r}: {str(path)!r} is a directory; name a file that does not exist until the notice")
         if not path.parent.is_dir():
             raise SettingsError(f"drain_on={text!r}: there is no directory {str(path.parent)!r} in which the file could appear")
         self.title, self._path = f"file {path}", path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 
 from elastic.agent.start import Sharing
 from elastic.comm.tls import Credentials, Tls
-from elastic.errors import SettingsError
+from elastic.errors import EtcdUnavailable, SettingsError
 from elastic.host.private_file import read_private
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.settings import RACK, own_environment
@@ -33,14 +34,17 @@ def sharing_of(
     tls: bool,
     rack: str | None = None,
 ) -> Sharing:
-    """Returns how this host shares the job. `given` are the job's settings that must be the founder's. Raises SettingsError."""
+    """Returns how this host shares the job. `given` are the job's settings that must be the founder's.
+
+    Raises SettingsError, or EtcdUnavailable if there is no way to etcd now.
+    """
     if etcd is None:
         raise SettingsError("secret=... is for a job of several hosts, which need an etcd that all of them reach: give etcd= too")
     if least < 1:
         raise SettingsError(f"hosts_min={least}: use a whole number of at least 1")
     return Sharing(
         secret=key_of(secret),
-        interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)),
+        interface=interface_of(interface, EtcdEndpoint.parse(etcd, files)),
         least=least,
         given=given,
         rack=rack_of(rack),
@@ -95,10 +99,33 @@ def read_secret(path: Path) -> bytes:
     return read_private(path, "secret_file")
 
 
+def interface_of(given: str | None, etcd: EtcdEndpoint) -> str:
+    """Returns the IP address at which others reach this host: the `given` one, else that on the way to etcd.
+
+    Raises SettingsError if this host does not have the given address, EtcdUnavailable if there is no way to etcd now.
+    """
+    if given is None:
+        return reachable_from(etcd)
+    what = f"interface={given!r} (--interface)"
+    try:
+        address = ipaddress.ip_address(given)
+    except ValueError as error:
+        raise SettingsError(f"{what} is no IP address: give that of the network device at which other hosts reach this one") from error
+    if address.is_unspecified:
+        raise SettingsError(f"{what} is no address at which others can reach this host: give that of one of its network devices")
+    try:
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((given, 0))
+    except OSError as error:
+        why = f"this host has no network device with this address ({error.strerror}); `ip address` shows those it has"
+        raise SettingsError(f"{what}: {why}") from error
+    return given
+
+
 def reachable_from(etcd: EtcdEndpoint) -> str:
     """Returns the IP address of this host on the way to etcd, at which other hosts that use it can probably reach it too.
 
-    Raises SettingsError if there is no way to any of etcd's members.
+    Raises EtcdUnavailable if there is no way to any of etcd's members now: its name may not be known yet, or the network not be up.
     """
     if etcd.path is not None:
         return "127.0.0.1"
@@ -111,5 +138,6 @@ def reachable_from(etcd: EtcdEndpoint) -> str:
                 return probe.getsockname()[0]
         except OSError as error:
             last = error
-    why = None if last is None else last.strerror
-    raise SettingsError(f"no way from this host to etcd at {etcd} ({why}): give interface= (--interface), this host's IP address") from last
+    why = "no address" if last is None else last.strerror
+    advice = "check the address of etcd and the network of this host, or give interface= (--interface), this host's IP address"
+    raise EtcdUnavailable(f"there is no way from this host to etcd at {etcd} ({why}): {advice}") from last

@@ -45,6 +45,9 @@ class EtcdEndpoint:
             )
         addresses = found["addresses"]
         several = (addresses,) if addresses.startswith(_UNIX) else tuple(addresses.split(","))
+        for address in several if not addresses.startswith(_UNIX) else ():
+            if not 0 < int(address.rpartition(":")[2]) < 1 << 16:
+                raise SettingsError(f"etcd=...: {address!r} has no port from 1 to 65535; etcd's own is 2379")
         made = cls(addresses=several, user=found["user"] or found["name"], password=found["password"])
         return replace(made, **(files or {})).checked()
 

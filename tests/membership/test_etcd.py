@@ -58,6 +58,13 @@ def test_another_endpoint_is_refused_without_showing_a_password(text: str) -> No
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["host:0", "host:65536", "host:2379,[::1]:99999", "user:secret@host:99999"])
+def test_a_port_that_is_none_is_refused_without_showing_a_password(text: str) -> None:
+    with pytest.raises(SettingsError, match="has no port from 1 to 65535") as refused:
+        EtcdEndpoint.parse(text)
+    assert "secret" not in str(refused.value)
+
+
 def test_the_printed_endpoint_hides_the_login() -> None:
     assert str(EtcdEndpoint.parse("user:secret@host:1")) == "host:1"
 

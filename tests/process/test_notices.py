@@ -195,6 +195,8 @@ def test_what_is_no_http_is_no_notice() -> None:
         ("aws=", "'' is no URL"),
         ("http://", "'http://' is no URL"),
         ("http://there:port/", "'http://there:port/' is no URL"),
+        ("file:", "is a directory; name a file"),
+        ("file:/tmp", "'/tmp' is a directory; name a file"),
         ("file:/nowhere/at/all", "there is no directory '/nowhere/at'"),
     ],
 )
