@@ -11,6 +11,7 @@ from jinja2 import Environment
 from elastic.chaos import drawing
 from elastic.chaos.scenario import written
 from elastic.chaos.schedule import Schedule
+from elastic.observe.page import STYLE
 
 _FILES = Path(__file__).parent / "page"
 
@@ -25,7 +26,7 @@ def page(report: Mapping[str, Any], path: str | None = None) -> str:
         r=report,
         job=job,
         where=where,
-        style=(_FILES / "style.css").read_text(),
+        style=STYLE.read_text(),
         tiles=_tiles(report),
         families=drawing.FAMILY_NAMES.items(),
         phases=drawing.PHASES,

@@ -18,6 +18,9 @@ from elastic.observe.incident import Incident
 from elastic.observe.journal import LinesReader
 
 _FILES = Path(__file__).parent / "report_page"
+STYLE = _FILES / "style.css"
+"""The style of every page: this one, the live page, the chaos harness's report."""
+
 _PHASES = ("detected", *RECOVERY_PHASES, "redo")
 _LISTED = 200  # events and incidents that the page lists
 
@@ -45,7 +48,7 @@ def page(directory: RunDirectory, job: str = "") -> str:
     marks = [drawing.line(scale.x(at - first), 4, scale.x(at - first), 170, "event", _short(each)) for at, each in found]
     environment = Environment(autoescape=True, trim_blocks=True)
     return environment.from_string((_FILES / "page.html").read_text()).render(
-        style=(_FILES / "style.css").read_text(),
+        style=STYLE.read_text(),
         job=begun.get("job", job) or job,
         began=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun["at"])),
         outcome=ended[-1]["outcome"] if ended else "runs" if directory.running else "lost",

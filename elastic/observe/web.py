@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elastic.errors import ElasticError, SettingsError
+from elastic.observe.page import STYLE
 
 _FILES = Path(__file__).parent / "web_page"
-_STYLE = Path(__file__).parent / "report_page" / "style.css"
 _ADDRESS = "127.0.0.1"
 _EVENTS, _HISTORY = 50, 600
 _MOST_BYTES = 4096
@@ -207,6 +207,6 @@ class _Handler(BaseHTTPRequestHandler):
 _PAGES = {
     "/": (_FILES / "page.html", "text/html"),
     "/script.js": (_FILES / "script.js", "text/javascript"),
-    "/style.css": (_STYLE, "text/css"),
+    "/style.css": (STYLE, "text/css"),
     "/more.css": (_FILES / "more.css", "text/css"),
 }
