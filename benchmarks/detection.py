@@ -46,16 +46,7 @@ OPTIONS = {
     "batch": 24,
     "micro_batch": 2,
     "dropout": 0.1,
-    "lr": 1e-3,
     "clip": 1.0,
-    "seed": 0,
-    "data": None,
-    "tie": False,
-    "bf16": False,
-    "recompute": False,
-    "checkpoint": None,
-    "checkpoint_every": None,
-    "keep": None,
 }
 WORKERS, VICTIM, BUSY = 3, 1, 8
 PAUSED_S, STORAGE_S, STORAGE_STEPS = 10.0, 60.0, 24

@@ -40,16 +40,7 @@ OPTIONS = {
     "batch": 32,
     "micro_batch": 4,
     "dropout": 0.1,
-    "lr": 1e-3,
     "clip": 1.0,
-    "seed": 0,
-    "data": None,
-    "tie": False,
-    "bf16": False,
-    "recompute": False,
-    "checkpoint": None,
-    "checkpoint_every": None,
-    "keep": None,
 }
 TOKENS = OPTIONS["batch"] * OPTIONS["seq"]
 app = typer.Typer(add_completion=False)

@@ -11,13 +11,16 @@ The parameters and every loss are bit for bit the same for any number of workers
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -32,6 +35,7 @@ from elastic.chaos.killer import Killer, Missed
 from elastic.observe.progress import ProgressLine
 
 VOCABULARY = 256
+_OF_THE_JOB = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "device", "report")
 _KILL = "PLACE@STEP[:PHASE]: SIGKILL for the worker at that place of the current view, in that step and phase. Repeatable."
 
 _INIT = (
@@ -127,8 +131,17 @@ def cross_entropy(logits: torch.Tensor, micro_batch: tuple[torch.Tensor, torch.T
     return functional.cross_entropy(logits.flatten(0, 1), micro_batch[1].flatten())
 
 
-def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Runs on every worker; the leader's return value is the job's."""
+def complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options with the command line's defaults for those that are left out. Raises ValueError for unknown names."""
+    known = {name: each.default for name, each in inspect.signature(main).parameters.items() if name not in _OF_THE_JOB}
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"unknown options {unknown}; there are {sorted(known)}")
+    return {**known, **options}
+
+
+def train(job: elastic.Job, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any] | None:
+    """Runs on every worker; the leader's return value is the job's. `options` are those of the command line, without those of the job."""
+    options = complete(options)
     torch.manual_seed(options["seed"])
     sizes = [options[name] for name in ("layers", "dim", "heads", "seq", "dropout")]
     build = partial(build_gpt, *sizes, tied=options["tie"])
@@ -248,8 +261,7 @@ def main(
     if checkpoint is None and (checkpoint_every, keep) != (None, None):
         raise typer.BadParameter("--checkpoint-every and --keep need --checkpoint, the directory to save into")
     given = dict(locals())
-    of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "device", "report")
-    options = {name: value for name, value in given.items() if name not in of_the_job}
+    options = {name: value for name, value in given.items() if name not in _OF_THE_JOB}
     job = {"workers": workers, "stages": stages or None, "respawn": respawn, "min_workers": min_workers, "etcd": etcd, "device": device}
     job["args"] = (options,)
     missed: tuple[Missed, ...] = ()
