@@ -104,8 +104,8 @@ def inventories(view: View, workers: Collection[int], shape: Shape, states: Mapp
                     Copy(**run, step=newest, role="live", digest=None),
                     Copy(**run, step=before, role="previous", digest=f"{interval.start:032x}"),
                 ]
-            if interval.replica is not None and interval.replica in members:
-                found[interval.replica] += [
+            for holder in members.intersection(interval.replicas):
+                found[holder] += [
                     Copy(**run, step=newest, role="replica", digest=None),
                     Copy(**run, step=before, role="replica", digest=f"{interval.start:032x}"),
                 ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.errors import SettingsError
-from elastic.layout.layout import Layout
+from elastic.layout.layout import Layout, spread
+from elastic.layout.regions import ModelSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Plan
 from elastic.plan.site import Site
@@ -62,6 +63,14 @@ def apart(members: Iterable[Member], site: Site) -> dict[int, str]:
     return site.apart({member.worker: member.host for member in members})
 
 
+def laid_out(
+    model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], members: Sequence[Member], site: Site, near: Layout | None = None
+) -> Layout:
+    """Returns the layout of these stages, with as many copies as the site wants and its hosts allow; see `spread`."""
+    hosts = {member.worker: member.host for member in members}
+    return spread(model, stages, apart(members, site), near, outlive=outlives(members), copies=site.copies, hosts=hosts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Epoch `epoch`, committed in attempt `attempt`. A member's place is its index in `members`; the member at place 0 coordinates.
@@ -104,8 +113,8 @@ class View:
 
     @property
     def copies(self) -> str:
-        """Where the second copy of the members' state is: on "other racks" or "other hosts"; "workers" of one host, or none ("")."""
-        pairs = [(run.owner, run.replica) for layer in self.layout.layers for run in layer.intervals if run.replica is not None]
+        """Where the further copies of the members' state are: on "other racks" or "other hosts"; "workers" of one host, or none ("")."""
+        pairs = [(run.owner, worker) for layer in self.layout.layers for run in layer.intervals for worker in run.replicas]
         if not pairs:
             return ""
         hosts = {member.worker: member.host for member in self.members}
@@ -113,6 +122,11 @@ class View:
         if all(racks[one] and racks[other] and racks[one] != racks[other] for one, other in pairs):
             return "other racks"
         return "other hosts" if all(hosts[one] != hosts[other] for one, other in pairs) else "workers"
+
+    @property
+    def copies_kept(self) -> int:
+        """How many copies of the members' state there are in all: as many as wanted, as far as there are hosts."""
+        return self.fleet.replicas + 1
 
     def place(self, worker: int) -> int:
         """Returns the worker's index among the members, from 0. Raises SettingsError if it is not a member."""

@@ -14,7 +14,7 @@ from typing import Any
 from killing import DELAY_S, STEP, WORKERS, End, KillCell, Scene
 
 from elastic.chaos.faults import Fault
-from elastic.layout.replicas import replica_holders
+from elastic.layout.replicas import Spots, replica_holders
 from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
 
 _SHORT = ("reduce", "ready", "apply", "gather", "replicate", *RECOVERY_PHASES)
@@ -177,9 +177,7 @@ def holder(record: Mapping[str, Any], place: int) -> int:
     """Returns the place of the worker that holds the replica of the one at `place`, in the first view of a job without segments."""
     members = record["members"]
     in_stages = sorted(range(len(members)), key=lambda other: members[other]["stage"])
-    held = replica_holders(in_stages)[place]
-    assert held is not None
-    return held
+    return replica_holders(Spots(in_stages))[place][0]
 
 
 def process(name: str, title: str, end: End) -> KillCell:

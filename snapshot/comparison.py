@@ -6,7 +6,8 @@ that replicas have. If any two differ, no worker applies the step, all send the 
 
 - Parameters that an owner and its gatherers have of one step: what most of them have is right, also by the replica if that is of this step.
 - If a replica differs, nothing shows which copy is right. What members gathered came from the owner, so it only says what the owner had: if
-  the owner was wrong before it sent that, every result since is wrong. Members then go back to a step before these copies.
+  the owner was wrong before it sent that, every result since is wrong. Members then go back to a step before these copies. So it is with
+  several replicas that agree: the owner sent all of them one gradient, which may have changed after the owner's own update.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ class Comparison:
                 if interval.owner == worker:
                     self._runs["live"].append(run)
                     self._by_peer[_OWN, NOBODY].append(place)
-                    if interval.replica is not None:
-                        self._by_peer[_SHARDS, interval.replica].append(place)
+                    for holder in interval.replicas:
+                        self._by_peer[_SHARDS, holder].append(place)
                 elif worker in layer.members:
                     self._runs["gathered"].append(run)
                     self._by_peer[_GATHERED, interval.owner].append(place)
-                if interval.replica == worker:
+                if worker in interval.replicas:
                     self._runs["replica"].append(run)
                     self._by_peer[_REPLICAS, interval.owner].append(place)
 
@@ -141,11 +142,12 @@ def judged(copies: Iterable[Copied]) -> list[Difference]:
             same[copy.layer, copy.start, copy.stop, copy.step, state].append(copy)
     found = []
     for (layer, start, stop, step, state), having in sorted(same.items(), key=lambda each: each[0]):
-        counts = Counter(copy.digests[state] for copy in having)
-        if len(counts) == 1:
+        if len({copy.digests[state] for copy in having}) == 1:
             continue
-        (value, most), *_ = counts.most_common()
-        decided = 2 * most > len(having) and not any(copy.role == "replica" and copy.digests[state] != value for copy in having)
+        replicas = [copy for copy in having if copy.role == "replica"]
+        witnesses = [*(copy for copy in having if copy.role != "replica"), *replicas[:1]]  # replicas got one and the same gradient
+        (value, most), *_ = Counter(copy.digests[state] for copy in witnesses).most_common()
+        decided = 2 * most > len(witnesses) and all(copy.digests[state] == value for copy in replicas)
         wrong = tuple(copy for copy in having if copy.digests[state] != value) if decided else ()
         found.append(Difference(state=state, layer=layer, start=start, stop=stop, step=step, copies=tuple(having), wrong=wrong))
     return found

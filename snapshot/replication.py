@@ -94,9 +94,8 @@ class Replicator:
     @property
     def peers(self) -> set[int]:
         """The workers that hold this worker's replicas, and those whose replicas it holds."""
-        holders = {shard.interval.replica for shard in self._optimizer.owned.shards.values()}
-        owners = {replica.shard.interval.owner for replica in self.replicas}
-        return {peer for peer in holders | owners if peer is not None} - {self._worker}
+        holders = {worker for shard in self._optimizer.owned.shards.values() for worker in shard.interval.replicas}
+        return (holders | {replica.shard.interval.owner for replica in self.replicas}) - {self._worker}
 
     @property
     def state_bytes(self) -> int:
@@ -118,12 +117,11 @@ class Replicator:
     def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
         """Sends the updates of step `step`; returns at once. The gradients must not change until `flush` of the network."""
         for gradient in gradients:
-            holder = gradient.interval.replica
-            if holder is None:
-                continue
             shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
-            self._network.send(holder, _tag(step, shard), present.to_bytes(self._prefix(shard), "little"), bytes_of(gradient.memory))
+            prefix = present.to_bytes(self._prefix(shard), "little")
+            for holder in gradient.interval.replicas:
+                self._network.send(holder, _tag(step, shard), prefix, bytes_of(gradient.memory))
 
     def replay(self, step: int) -> None:
         """Applies step `step` to every replica that has its update, after copying it aside: both steps can be sent from then on."""

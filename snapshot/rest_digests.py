@@ -56,7 +56,7 @@ def period(view: View, share: float = SHARE) -> int:
         states = sum(workload.state_bytes_of(layer) for layer in stage.layers)
         owned = (parameters + states) / len(stage.members)
         copies = len(layers) * 8
-        most = max(most, 2 * ((owned + parameters + (owned if view.fleet.replicated else 0)) / _BYTES_PER_S + copies * _CALL_S))
+        most = max(most, 2 * ((owned + parameters + owned * view.fleet.replicas) / _BYTES_PER_S + copies * _CALL_S))
     return max(1, math.ceil(most / max(LEAST_S, share * view.plan.step_s)))
 
 

@@ -187,7 +187,7 @@ class Coordinator:
             return 0
         view = self._driver.view
         workers, layers = len(view.members) + room, range(len(view.workload.layers))
-        needs = (need(view.workload, range(layer, layer + 1), workers, workers, 1, 1, replicated=False) for layer in layers)
+        needs = (need(view.workload, range(layer, layer + 1), workers, workers, 1, 1, replicas=0) for layer in layers)
         return round(min(each.total for each in needs)) + min(member.base for member in view.members)
 
     def no_room_for(self, name: str, facts: HostFacts, room: int) -> str | None:

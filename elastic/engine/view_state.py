@@ -40,7 +40,7 @@ def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer,
     kept = [
         optimizer.initial(layer, interval, model.values(layer, interval.start, interval.stop))
         for layer, interval in intervals
-        if interval.replica == worker
+        if worker in interval.replicas
     ]
     model.hold(view.layout.layers_of(worker))
     owned = [

@@ -6,7 +6,7 @@ coverage     the intervals of a layer cover every element and stay inside the la
 single owner no element is in two intervals, and intervals are not empty
 ownership    owners are members of the layer's stage
 alignment    intervals start at allowed cut points
-replication  the replica is another worker of the layout, and is missing only when there is one worker
+replication  replicas are with different other workers of the layout, and are missing only when there is one worker
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def _check_holders(layer: LayerLayout, interval: Interval, workers: Collection[i
     run = (interval.start, interval.stop)
     if interval.owner not in layer.members:
         _refuse("ownership", layer.layer, run, f"its owner {interval.owner} is not one of the members {layer.members}")
-    if interval.replica is None:
-        if replicated and len(workers) > 1:
-            _refuse("replication", layer.layer, run, f"it has no replica, and there are {len(workers)} workers")
-    elif interval.replica == interval.owner:
+    if not interval.replicas and replicated and len(workers) > 1:
+        _refuse("replication", layer.layer, run, f"it has no replica, and there are {len(workers)} workers")
+    if interval.owner in interval.replicas:
         _refuse("replication", layer.layer, run, f"worker {interval.owner} is both its owner and its replica")
-    elif interval.replica not in workers:
-        _refuse("replication", layer.layer, run, f"its replica {interval.replica} is not a worker of this layout")
+    if len(set(interval.replicas)) < len(interval.replicas):
+        _refuse("replication", layer.layer, run, f"a worker keeps it twice: its replicas are {interval.replicas}")
+    for worker in interval.replicas:
+        if worker not in workers:
+            _refuse("replication", layer.layer, run, f"its replica {worker} is not a worker of this layout")

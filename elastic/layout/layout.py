@@ -13,20 +13,20 @@ from typing import Any
 from elastic.errors import LayoutError
 from elastic.layout.ownership import OwnedRun, cut, keep
 from elastic.layout.regions import ModelSpec
-from elastic.layout.replicas import keep_replicas, replica_holders
+from elastic.layout.replicas import Holders, Spots, keep_replicas, replica_holders
 from elastic.layout.runs import Run
 
-__all__ = ["Interval", "LayerLayout", "Layout", "replica_holders", "spread"]
+__all__ = ["Interval", "LayerLayout", "Layout", "spread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """The run `[start, stop)` (elements) of a layer's vector, its owner (the worker that updates it), and the worker that keeps a copy."""
+    """The run `[start, stop)` (elements) of a layer's vector, its owner (the worker that updates it), and the workers that keep a copy."""
 
     start: int
     stop: int
     owner: int
-    replica: int | None = None
+    replicas: Holders = ()
 
     @property
     def run(self) -> Run:
@@ -73,14 +73,17 @@ class Layout:
         return tuple(layer.layer for layer in self.layers if worker in layer.members)
 
     def to_json(self) -> dict[str, Any]:
-        """Writes each distinct member list once; intervals are flat `gap, length, owner, replica`, with the gap to the interval before."""
+        """Writes each distinct member list once; intervals are flat `gap, length, owner, replicas`, with the gap to the interval before.
+
+        The replicas are None, one worker, or a list of several.
+        """
         groups: dict[tuple[int, ...], int] = {}
         layers: list[list[Any]] = []
         for layer in self.layers:
-            flat: list[int | None] = []
+            flat: list[int | list[int] | None] = []
             position = 0
             for interval in layer.intervals:
-                flat += (interval.start - position, interval.elements, interval.owner, interval.replica)
+                flat += (interval.start - position, interval.elements, interval.owner, _written(interval.replicas))
                 position = interval.stop
             layers.append([layer.layer, groups.setdefault(layer.members, len(groups)), flat])
         return {"model": self.model.to_json(), "groups": [list(group) for group in groups], "layers": layers}
@@ -96,51 +99,62 @@ class Layout:
 def _intervals(flat: Sequence[Any]) -> tuple[Interval, ...]:
     intervals: list[Interval] = []
     position = 0
-    for gap, length, owner, replica in zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
+    for gap, length, owner, replicas in zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
         start, position = position + gap, position + gap + length
-        intervals.append(Interval(start=start, stop=position, owner=owner, replica=replica))
+        intervals.append(Interval(start=start, stop=position, owner=owner, replicas=_read(replicas)))
     return tuple(intervals)
+
+
+def _written(replicas: Holders) -> int | list[int] | None:
+    return None if not replicas else replicas[0] if len(replicas) == 1 else list(replicas)
+
+
+def _read(replicas: int | list[int] | None) -> Holders:
+    return () if replicas is None else (replicas,) if isinstance(replicas, int) else tuple(replicas)
 
 
 def spread(
     model: ModelSpec,
     stages: Sequence[tuple[range, Sequence[int]]],
-    hosts: Mapping[int, str] | None = None,
+    places: Mapping[int, str] | None = None,
     near: Layout | None = None,
     *,
     outlive: bool = False,
+    copies: int = 2,
+    hosts: Mapping[int, str] | None = None,
 ) -> Layout:
     """Cuts every layer into near-equal contiguous intervals, one for each member of its stage.
 
     A member that rounding to cut points gave too much in one layer gets less in the next: with block cuts, totals differ by at most a
-    block or two. A replica goes to another worker, if possible on another host (`hosts`: worker to host name); it is None only if there is
-    a single worker, or if state outlives its process (`outlive`) and all workers share a host. With `near`, the layout before a loss or a
-    join, intervals keep their owner and replica as far as balance allows; a member may then have several in one layer. Raises LayoutError
-    unless the stages are non-empty, have disjoint workers and cover the layers in order, or if `near` is of another model.
+    block or two. Each run has `copies` in all, as far as there are hosts: its replicas go to workers on other hosts, and in other racks as
+    long as there are any. `places` maps workers to racks, or to hosts where racks say nothing; `hosts` maps them to hosts if `places` are
+    racks. If all workers share a host, replicas go to other workers, or there are none if state outlives its process (`outlive`).
+    With `near`, the layout before a loss or a join, intervals keep their owner and replicas as far as balance allows; a member may then
+    have several in one layer. Raises LayoutError unless the stages are non-empty, have disjoint workers and cover the layers in order, or
+    if `near` is of another model.
     """
     _check_stages(len(model.layers), stages)
+    spots = Spots([worker for _, members in stages for worker in members], places, hosts, copies, outlive)
     if near is not None:
-        return _kept(model, stages, hosts, near, outlive)
-    replicas = replica_holders([worker for _, members in stages for worker in members], hosts, outlive=outlive)
+        return _kept(model, stages, spots, near)
+    replicas = replica_holders(spots)
     layers: list[LayerLayout] = []
     for run, members in stages:
         totals = dict.fromkeys(members, 0)
         for layer in run:
             owned = cut(model, layer, totals)
-            intervals = tuple(Interval(start=start, stop=stop, owner=owner, replica=replicas[owner]) for start, stop, owner in owned)
+            intervals = tuple(Interval(start=start, stop=stop, owner=owner, replicas=replicas[owner]) for start, stop, owner in owned)
             layers.append(LayerLayout(layer=layer, members=tuple(members), intervals=intervals))
     return Layout(model=model, layers=tuple(layers))
 
 
-def _kept(
-    model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout, outlive: bool
-) -> Layout:
+def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], spots: Spots, near: Layout) -> Layout:
     if near.model != model:
         raise LayoutError("the earlier layout is of another model")
-    if _unchanged(stages, hosts, near, outlive):
+    if _unchanged(stages, spots, near):
         return near
     before = {
-        layer.layer: [OwnedRun(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, i.replica)) for i in layer.intervals]
+        layer.layer: [OwnedRun(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, *i.replicas)) for i in layer.intervals]
         for layer in near.layers
     }
     owned: list[tuple[Sequence[int], list[OwnedRun]]] = []
@@ -152,19 +166,16 @@ def _kept(
         LayerLayout(
             layer=number,
             members=tuple(members),
-            intervals=tuple(Interval(start=p.start, stop=p.stop, owner=p.owner, replica=replica) for p, replica in found),
+            intervals=tuple(Interval(start=p.start, stop=p.stop, owner=p.owner, replicas=replicas) for p, replicas in found),
         )
-        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, hosts, outlive=outlive), strict=True))
+        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, spots), strict=True))
     ]
     return Layout(model=model, layers=tuple(layers))
 
 
-def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout, outlive: bool) -> bool:
+def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], spots: Spots, near: Layout) -> bool:
     same = [(layer.layer, layer.members) for layer in near.layers] == [(layer, tuple(members)) for run, members in stages for layer in run]
-    intervals = [interval for layer in near.layers for interval in layer.intervals]
-    if not same or hosts is None or len(set(hosts.values())) == 1:
-        return same and not (outlive and any(interval.replica is not None for interval in intervals))
-    return all(interval.replica is not None and hosts[interval.owner] != hosts[interval.replica] for interval in intervals)
+    return same and all(spots.suit(interval.owner, interval.replicas) for layer in near.layers for interval in layer.intervals)
 
 
 def _check_stages(layers: int, stages: Sequence[tuple[range, Sequence[int]]]) -> None:

@@ -20,12 +20,12 @@ FREE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedRun:
-    """The run `[start, stop)` (elements) of a layer, its owner or `FREE`, and in `had` its earlier owner and replica."""
+    """The run `[start, stop)` (elements) of a layer, its owner or `FREE`, and in `had` its earlier owner, then its replicas' holders."""
 
     start: int
     stop: int
     owner: int
-    had: tuple[int, int | None]
+    had: tuple[int, ...]
 
     @property
     def elements(self) -> int:

@@ -90,7 +90,7 @@ def needs(layout: Layout, states: Sequence[str], of: Collection[int] | None = No
     """Returns what every worker (or each worker in `of`) must hold under `layout`. `states` are names; `PARAM` is the parameter itself.
 
     Parameter: every member of the stage needs the whole layer; every member of a stage that uses a tied parameter needs that parameter's
-    run of the home layer; the replica needs its interval, to repeat the owner's update. Any other state: the owner and the replica need
+    run of the home layer; a replica needs its interval, to repeat the owner's update. Any other state: the owner and the replicas need
     their interval. A worker may need a run twice, as a member and as a replica; it is sent only once.
     """
     return tuple(
@@ -109,8 +109,9 @@ def _parameter_needs(layout: Layout, layer: int, of: Collection[int] | None = No
             if of is None or worker in of:
                 yield Holding(worker=worker, state=PARAM, layer=layer, start=0, stop=size, role="gathered")
     for interval in home.intervals:
-        if interval.replica is not None and (of is None or interval.replica in of):
-            yield Holding(worker=interval.replica, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
+        for worker in interval.replicas:
+            if of is None or worker in of:
+                yield Holding(worker=worker, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
     tied = dict.fromkeys(
         (worker, start, stop)
         for user in layout.layers[layer + 1 :]
@@ -137,8 +138,9 @@ def _state_needs(layout: Layout, layer: int, state: str, of: Collection[int] | N
     for interval in layout.layers[layer].intervals:
         if of is None or interval.owner in of:
             yield Holding(worker=interval.owner, state=state, layer=layer, start=interval.start, stop=interval.stop, role="live")
-        if interval.replica is not None and (of is None or interval.replica in of):
-            yield Holding(worker=interval.replica, state=state, layer=layer, start=interval.start, stop=interval.stop, role="replica")
+        for worker in interval.replicas:
+            if of is None or worker in of:
+                yield Holding(worker=worker, state=state, layer=layer, start=interval.start, stop=interval.stop, role="replica")
 
 
 def holdings_of(layout: Layout, states: Sequence[str], alive: Collection[int]) -> tuple[Holding, ...]:
@@ -273,9 +275,9 @@ def minimum_by_layer(holdings: Iterable[Holding], layout: Layout, states: Sequen
 
 def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
     here = layout.layers[layer]
-    pair = {worker for i in here.intervals if i.start <= position < i.stop for worker in (i.owner, i.replica) if worker is not None}
+    copies = {worker for i in here.intervals if i.start <= position < i.stop for worker in (i.owner, *i.replicas)}
     if state != PARAM:
-        return pair
+        return copies
     tied = {
         worker
         for user in layout.layers
@@ -283,4 +285,4 @@ def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
         for worker in user.members
         if base == layer and start <= position < stop
     }
-    return set(here.members) | tied | pair
+    return set(here.members) | tied | copies

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from elastic.errors import MismatchError
-from elastic.layout.layout import spread
 from elastic.layout.regions import ModelSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import given, plan
@@ -15,7 +14,7 @@ from elastic.plan.saved import SavedPlan
 from elastic.plan.site import LinkSpeed, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
-from elastic.view import Member, View, apart, outlives
+from elastic.view import Member, View, laid_out
 
 _EQUAL = ("fingerprint", "model", "settings", "micro_batches", "grains", "digest", "checkpoint")
 
@@ -96,7 +95,7 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     fleet = Fleet.of(members, known)
     chosen = plan(fleet, workload, stages=stages).plan if saved is None else given(saved, fleet, workload)
     cut = [(stage.layers, stage.members) for stage in chosen.stages]
-    layout = spread(ModelSpec.from_json(first.model), cut, apart(members, known), outlive=outlives(members))
+    layout = laid_out(ModelSpec.from_json(first.model), cut, members, known)
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 

@@ -18,7 +18,7 @@ def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
     """Returns JSON types: the plan as `SavedPlan.to_json` writes it, predicted seconds, and per stage its members, grains and memory."""
     predicted, needed = (
         predict(JobCosts(workload, fleet), plan.stages, plan.routes),
-        needs(workload, plan.stages, plan.routes, replicated=fleet.replicated, outlive=fleet.outlive, split=plan.split),
+        needs(workload, plan.stages, plan.routes, replicas=fleet.replicas, outlive=fleet.outlive, split=plan.split),
     )
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     stages: list[dict[str, Any]] = []

@@ -72,9 +72,11 @@ class Fleet:
         )
 
     @property
-    def replicated(self) -> bool:
-        """Whether workers keep copies of each other's state: within a host only if it does not outlive processes."""
-        return len(self.workers) > 1 and not (self.outlive and len({self.host(worker) for worker in self.workers}) == 1)
+    def replicas(self) -> int:
+        """How many other workers keep a copy of each worker's state: on other hosts, or within one if state does not outlive processes."""
+        hosts = len({self.host(worker) for worker in self.workers})
+        apart = hosts if hosts > 1 or self.outlive else len(self.workers)
+        return min(self.site.copies, apart) - 1
 
     def slowdown(self, worker: int) -> float:
         return self.slowdowns.get(worker, 1.0)

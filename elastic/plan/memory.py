@@ -50,14 +50,14 @@ def need(
     ahead: int,
     grains: int,
     *,
-    replicated: bool = True,
+    replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
 ) -> Need:
     """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
 
     If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector.
-    Its replicas, if state is `replicated`, are an even share of all replicas: a lower bound, which needs no other stages.
+    Its `replicas` of others' state are an even share of all replicas: a lower bound, which needs no other stages.
     """
     costs = [workload.layers[layer] for layer in layers]
     parameters = sum(cost.parameter_bytes for cost in costs)
@@ -69,8 +69,8 @@ def need(
         parameters=parameters,
         states=states * share,
         previous_copy=(parameters + states) * share,
-        kept_copy=(parameters + states) * share if replicated and workers > 1 else 0.0,
-        replicas=copied_bytes(workload, range(len(workload.layers))) / workers if replicated and workers > 1 else 0.0,
+        kept_copy=(parameters + states) * share if replicas and workers > 1 else 0.0,
+        replicas=replicas * copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
         gradients=parameters * (subtrees(grains) + (outlive and grains > 1)) + parameters * share * max(1, members - 1),
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
     )
@@ -81,7 +81,7 @@ def needs(
     stages: Sequence[Stage],
     routes: Sequence[Sequence[int]],
     *,
-    replicated: bool = True,
+    replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
 ) -> dict[int, Need]:
@@ -95,9 +95,9 @@ def needs(
         for worker in stage.members:
             count = grains[worker]
             if count not in alike:
-                kept = {"replicated": replicated, "outlive": outlive, "split": split}
+                kept = {"replicas": replicas, "outlive": outlive, "split": split}
                 mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, **kept)
-                alike[count] = replace(mean, replicas=max(mean.replicas, largest) if replicated else 0.0)
+                alike[count] = replace(mean, replicas=max(mean.replicas, replicas * largest))
             found[worker] = alike[count]
     return found
 
@@ -118,7 +118,7 @@ def shortfall(
     """Returns the bytes that the worker with the largest shortfall lacks, and a sentence about it; 0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
     for worker, needed in (
-        needs(workload, stages, routes, replicated=fleet.replicated, outlive=fleet.outlive, split=split).items() if fleet.memory else ()
+        needs(workload, stages, routes, replicas=fleet.replicas, outlive=fleet.outlive, split=split).items() if fleet.memory else ()
     ):
         lacking = needed.total - fleet.memory.get(worker, math.inf)
         if lacking > worst:

@@ -52,16 +52,20 @@ BETWEEN = LinkSpeed(latency_s=2e-4, bytes_per_s=1e9, measured=False)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """Links by pair of hosts; `places`: how many workers of a host can compute at the same time; `memory`: bytes of a host. A host that is
-    not listed is unlimited. `racks` has the rack of each host that has named one: hosts of a rack may be lost together."""
+    not listed is unlimited. `racks` has the rack of each host that has named one: hosts of a rack may be lost together. `copies` is how
+    many copies of the state the job wants in all, each on another host."""
 
     links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     racks: Mapping[str, str] = field(default_factory=dict)
+    copies: int = 2
 
     def __post_init__(self) -> None:
         if bad := {host: places for host, places in self.places.items() if not places > 0}:
             raise PlanError(f"hosts must have room for a worker to compute; these have none: {bad}")
+        if self.copies < 1:
+            raise PlanError(f"{self.copies} copies of the state: there is at least its owner's")
 
     def link(self, one: str, other: str) -> LinkSpeed:
         """Returns the link between a worker on the host `one` and another on `other`, which may be the same host."""
@@ -109,18 +113,20 @@ class Site:
             links={pair(names[one], names[other]): link for (one, other), link in self.links.items() if one in names and other in names},
             places={names[host]: places for host, places in self.places.items() if host in names},
             memory={names[host]: memory for host, memory in self.memory.items() if host in names},
+            copies=self.copies,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON types only; `from_json` returns an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]
-        return {"links": links, "places": dict(self.places), "memory": dict(self.memory), "racks": dict(self.racks)}
+        found = {"links": links, "places": dict(self.places), "memory": dict(self.memory), "racks": dict(self.racks)}
+        return {**found, "copies": self.copies}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Site:
         """The inverse of `to_json`."""
         links = {pair(one, other): LinkSpeed(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
-        return cls(links=links, places=data["places"], memory=data["memory"], racks=data["racks"])
+        return cls(links=links, places=data["places"], memory=data["memory"], racks=data["racks"], copies=data["copies"])
 
 
 def pair(one: str, other: str) -> Pair:

@@ -69,7 +69,7 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
             count = last - first
             if count not in needs:
                 grains = -(-workload.grains // count)
-                kept = {"replicated": fleet.replicated, "outlive": fleet.outlive}
+                kept = {"replicas": fleet.replicas, "outlive": fleet.outlive}
                 one = partial(need, workload, members=count, workers=workers, ahead=ahead, grains=grains, **kept)
                 needs[count] = [[one(layers=range(start, stop)).total for stop in range(start + 1, layers + 1)] for start in range(layers)]
             memory = fleet.least_memory(fleet.workers[first:last])

@@ -7,8 +7,8 @@ membership    every named worker is a member, every member has a stage, survivor
 routes        each stage computes every grain of the same batch once
 stages        plan and layout have the same layers and members, of the same model
 order, members, coverage, single owner, ownership, alignment, replication
-              the layout's invariants, and two copies of each interval if there are two members; if state outlives its process, if there
-              are two hosts
+              the layout's invariants, and as many copies of each interval as the job wants, if there are so many members; if state
+              outlives its process, so many hosts. They are on different hosts, and in different racks while there are enough
 transfers     each lies in its layer, is sent once, by a survivor, to another worker, or copied once, also from the segment of a worker
               that has died; no joiner lacks state afterwards
 resume        the step exists, progress is of this step, scalars are of known parameters
@@ -35,7 +35,7 @@ from elastic.layout.transfer import PARAM, Holding, Transfer, needs
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, holdings_at
 from elastic.recovery.salvage import usable
-from elastic.view import View, apart, outlives
+from elastic.view import View, apart
 
 StatePlace = tuple[int, str, int]
 """A worker, a state, and a layer."""
@@ -120,7 +120,7 @@ def _check_members(proposal: Proposal) -> None:
     leaving = {member.worker for member in proposal.leaving}
     if both := members & leaving:
         _refuse("membership", f"workers {sorted(both)} are members, and leave")
-    replicas = {interval.replica for layer in view.layout.layers for interval in layer.intervals if interval.replica is not None}
+    replicas = {worker for layer in view.layout.layers for interval in layer.intervals for worker in interval.replicas}
     named = {
         "plan": set(view.plan.workers),
         "layout": {*view.layout.workers, *(i.owner for layer in view.layout.layers for i in layer.intervals), *replicas},
@@ -170,22 +170,25 @@ def _check_stages(view: View, last: View | None) -> None:
 
 
 def _check_layout(view: View) -> None:
-    places = apart(view.members, view.site)
-    several = len(set(places.values())) > 1
-    replicated = several if outlives(view.members) else len(view.members) > 1
+    places, hosts = apart(view.members, view.site), {member.worker: member.host for member in view.members}
+    several, racks = len(set(hosts.values())) > 1, len(set(places.values()))
+    wanted = view.fleet.replicas + 1
     try:
-        invariants.check(view.layout, replicated=replicated)
+        invariants.check(view.layout, replicated=wanted > 1)
     except LayoutError as error:
         name, _, why = str(error).partition(": ")
         raise GateRefused(why, check=name) from error
     for layer in view.layout.layers:
         for interval in layer.intervals:
-            alone = interval.replica is None or interval.replica == interval.owner
-            if alone and replicated:
-                _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): it has only one copy")
-            if interval.replica is not None and several and places[interval.owner] == places[interval.replica]:
-                shared = f"both copies are in one place, {places[interval.owner]}"
-                _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): {shared}")
+            holders = (interval.owner, *interval.replicas)
+            run = f"layer {layer.layer}, run [{interval.start}, {interval.stop})"
+            if len(holders) < wanted:
+                _refuse("replication", f"{run}: it has {len(holders)} cop{'y' if len(holders) == 1 else 'ies'}, not {wanted}")
+            for names, least in ((places, min(len(holders), racks)), (hosts, len(holders))) if several else ():
+                found = Counter(names[worker] for worker in holders)
+                if len(found) < least:
+                    some = "both" if len(holders) == 2 else "two"
+                    _refuse("replication", f"{run}: {some} copies are in one place, {max(found, key=found.__getitem__)}")
 
 
 def _check_transfers(proposal: Proposal, last: View | None) -> None:

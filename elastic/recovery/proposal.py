@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elastic.errors import CoverageLost, MismatchError, NothingSaved, StateUnproven
-from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.choice import HORIZON
@@ -23,7 +22,7 @@ from elastic.recovery.from_segments import copied, reachable, relay
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import Disagreement, Trust, resume_step
 from elastic.recovery.salvage import Routes, restart
-from elastic.view import Member, View, apart, outlives
+from elastic.view import Member, View, laid_out
 
 REPLACED_S = 1.5
 """Seconds from a loss until a new worker trains, before any was measured: about the time to build a small model and join."""
@@ -387,7 +386,7 @@ def steps_until(seconds: float, view: View) -> float:
 def next_view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
     """Returns the view after `last` with these members and this plan."""
     stages = [(stage.layers, stage.members) for stage in chosen.stages]
-    layout: Layout = spread(last.layout.model, stages, apart(members, site), near=last.layout, outlive=outlives(members))
+    layout = laid_out(last.layout.model, stages, members, site, near=last.layout)
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
 
 

@@ -74,7 +74,7 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.rest = Rest(period(view), owned_always=not view.fleet.replicated)
+        self.rest = Rest(period(view), owned_always=not view.fleet.replicas)
         self.comparing = Comparing(worker, view, self.rest, state.step)
         self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
@@ -226,7 +226,7 @@ class Engine:
     def _keepable(self) -> bool:
         """Returns whether it is time to keep the previous copy, and it is as it was when digested; READY shows if replicas are too."""
         step = self.previous_copies.step
-        if step is None or step + 1 != self._replicas_at or not self.view.fleet.replicated:  # it was compared with READY of that step
+        if step is None or step + 1 != self._replicas_at or not self.view.fleet.replicas:  # it was compared with READY of that step
             return False
         held = self.rest.given(self.previous_copies.held)
         due = self.rest.keeps(step) or not self.previous_copies.kept

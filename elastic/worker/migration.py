@@ -108,7 +108,7 @@ class Migration:
         owned, kept = [], []
         for layer in layout.layers:
             for interval in layer.intervals:
-                if worker not in (interval.owner, interval.replica):
+                if worker not in (interval.owner, *interval.replicas):
                     continue
                 mine = interval.owner == worker
                 run = model.run(layer.layer, interval.start, interval.stop) if mine else None

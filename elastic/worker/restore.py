@@ -87,7 +87,7 @@ def restored_state(
             if interval.owner == worker:
                 run = model.run(layer.layer, interval.start, interval.stop)
                 owned.append(_shard(model.spec, layer.layer, interval, source, run, examples))
-            elif interval.replica == worker:
+            elif worker in interval.replicas:
                 kept.append(_shard(model.spec, layer.layer, interval, source, None, examples))
     return ViewState(step=step, owned=owned, kept=kept)
 

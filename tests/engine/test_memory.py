@@ -132,7 +132,7 @@ def copies(job: Any) -> Any:
     list(trainer.run(3))
     layout = trainer._engine.view.layout
     intervals = [(layer, i) for layer in layout.layers for i in layer.intervals]
-    kept = sum(i.elements for _, i in intervals if i.replica == job.worker)
+    kept = sum(i.elements for _, i in intervals if job.worker in i.replicas)
     own = sum(i.elements for _, i in intervals if i.owner == job.worker)
     return {"kept": kept, "own": own, **trainer._own_statistics()}
 

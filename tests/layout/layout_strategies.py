@@ -93,7 +93,8 @@ def wanted(layout: Layout, states: Sequence[str]) -> Held:
                 run = units(interval.start, interval.stop)
                 if state != "param":
                     want(interval.owner, state, layer, run)
-                want(interval.replica, state, layer, run)
+                for holder in interval.replicas:
+                    want(holder, state, layer, run)
             if state == "param":
                 for worker in here.members:
                     want(worker, state, layer, units(0, spec.size))

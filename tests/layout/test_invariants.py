@@ -48,14 +48,14 @@ DAMAGE = {
     "interval twice": (with_layer(intervals=(FIRST, FIRST, LAST)), rf"single owner: layer 1, run \[0, {FIRST.stop}\)"),
     "out of order": (with_layer(intervals=(LAST, FIRST)), rf"coverage: layer 1, run \[0, {LAST.start}\)"),
     "empty interval": (
-        with_layer(intervals=(Interval(start=0, stop=0, owner=0, replica=1), FIRST, LAST)),
+        with_layer(intervals=(Interval(start=0, stop=0, owner=0, replicas=(1,)), FIRST, LAST)),
         r"single owner: layer 1, run \[0, 0\): the interval is empty",
     ),
     "owner of another stage": (with_interval(0, owner=2), "ownership: layer 1.*owner 2"),
     "unknown owner": (with_interval(0, owner=77), "ownership: layer 1.*owner 77"),
-    "replica is the owner": (with_interval(1, replica=LAST.owner), f"replication: layer 1.*worker {LAST.owner} is both"),
-    "replica is unknown": (with_interval(1, replica=77), "replication: layer 1.*replica 77"),
-    "replica is missing": (with_interval(1, replica=None), "replication: layer 1.*no replica"),
+    "replica is the owner": (with_interval(1, replicas=(LAST.owner,)), f"replication: layer 1.*worker {LAST.owner} is both"),
+    "replica is unknown": (with_interval(1, replicas=(77,)), "replication: layer 1.*replica 77"),
+    "replica is missing": (with_interval(1, replicas=()), "replication: layer 1.*no replica"),
     "no members": (with_layer(members=()), "members: layer 1"),
     "member twice": (with_layer(members=(0, 1, 1)), "members: layer 1"),
     "layers swapped": (replace(GOOD, layers=(GOOD.layers[1], GOOD.layers[0], *GOOD.layers[2:])), "order: layer 1"),
@@ -88,5 +88,5 @@ def test_a_cut_inside_a_tensor_is_refused():
 
 def test_a_single_worker_needs_no_replica():
     alone = spread(MODEL, [(range(4), (5,))])
-    assert all(i.replica is None for layer in alone.layers for i in layer.intervals)
+    assert all(i.replicas == () for layer in alone.layers for i in layer.intervals)
     check(alone)

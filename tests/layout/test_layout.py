@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from layout_strategies import few, host_maps, layouts, models, stages_for, units, worker_lists
 
 from elastic.errors import LayoutError
-from elastic.layout.layout import Layout, replica_holders, spread
+from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
+from elastic.layout.replicas import Spots, replica_holders
 
 
 def model_of(*sizes: int) -> ModelSpec:
@@ -75,10 +76,11 @@ def test_whole_tensors_are_never_cut():
 def test_replicas_leave_worker_and_host_where_they_can(data):
     workers = data.draw(worker_lists)
     hosts = data.draw(host_maps(workers))
-    for worker, replica in replica_holders(workers, hosts).items():
+    for worker, replicas in replica_holders(Spots(workers, hosts)).items():
         if len(workers) == 1:
-            assert replica is None
+            assert replicas == ()
         else:
+            (replica,) = replicas
             assert replica in workers
             assert replica != worker
             if hosts is not None and len(set(hosts.values())) > 1:
@@ -89,8 +91,8 @@ def test_replicas_leave_worker_and_host_where_they_can(data):
 @given(st.integers(1, 4), st.integers(2, 4))
 def test_replicas_are_dealt_evenly_when_hosts_are_equal(per_host, hosts):
     workers = range(per_host * hosts)
-    found = replica_holders(workers, {worker: f"host{worker % hosts}" for worker in workers})
-    assert set(found.values()) == set(workers)
+    found = replica_holders(Spots(workers, {worker: f"host{worker % hosts}" for worker in workers}))
+    assert set(found.values()) == {(worker,) for worker in workers}
 
 
 @few

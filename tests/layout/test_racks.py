@@ -35,7 +35,7 @@ def sites(draw: Any, workers: Sequence[int]) -> tuple[dict[int, str], dict[str, 
 
 def lost_with(layout: Layout, gone: set[int]) -> list[tuple[int, int, int]]:
     """The runs of which both copies are with workers that are gone."""
-    return [(each.layer, i.start, i.stop) for each in layout.layers for i in each.intervals if {i.owner, i.replica} - {None} <= gone]
+    return [(each.layer, i.start, i.stop) for each in layout.layers for i in each.intervals if {i.owner, *i.replicas} <= gone]
 
 
 def assert_survives(layout: Layout, hosts: Mapping[int, str], racks: Mapping[str, str]) -> None:
@@ -111,7 +111,7 @@ def test_the_gate_refuses_copies_in_one_rack() -> None:
     check_proposal(good, LAST)
     hosts = {each.worker: each.host for each in good.view.members}
     layers = [
-        replace(each, intervals=tuple(replace(i, replica=_neighbour(i.owner, hosts)) for i in each.intervals))
+        replace(each, intervals=tuple(replace(i, replicas=(_neighbour(i.owner, hosts),)) for i in each.intervals))
         for each in good.view.layout.layers
     ]
     bad: Proposal = replace(good, view=replace(good.view, layout=replace(good.view.layout, layers=tuple(layers))))

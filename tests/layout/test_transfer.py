@@ -94,7 +94,10 @@ def test_any_sequence_of_single_losses_and_joins_keeps_everything(data):
 
 def one_layer(size: int, *owners: tuple[int, int, int, int | None], members: tuple[int, ...]) -> Layout:
     model = ModelSpec(layers=(LayerSpec.build(0, [("weight", (size,), "float32")]),))
-    intervals = tuple(Interval(start=start, stop=stop, owner=owner, replica=replica) for start, stop, owner, replica in owners)
+    intervals = tuple(
+        Interval(start=start, stop=stop, owner=owner, replicas=() if replica is None else (replica,))
+        for start, stop, owner, replica in owners
+    )
     return Layout(model=model, layers=(LayerLayout(layer=0, members=members, intervals=intervals),))
 
 
@@ -158,7 +161,7 @@ def test_a_run_that_nobody_holds_is_named(offers, run):
 
 def test_losing_an_owner_and_its_replica_is_losing_state():
     layout = spread(ModelSpec(layers=(LayerSpec.build(0, [("weight", (9 * BLOCK,), "float32")]),)), [(range(1), (0, 1, 2))])
-    lost = {layout.layers[0].intervals[1].owner, layout.layers[0].intervals[1].replica}
+    lost = {layout.layers[0].intervals[1].owner, *layout.layers[0].intervals[1].replicas}
     (runtime,) = set(layout.workers) - lost
     after = spread(layout.model, [(range(1), (runtime,))])
     assert sum(move.elements for move in transfers(holdings_of(layout, ["param"], [runtime]), after, ["param"])) == 0

@@ -77,7 +77,7 @@ class Worker:
             self._add(layer, 0, flat.numel(), "gathered", {PARAM: flat})
         for layer in layout.layers:
             for i in layer.intervals:
-                if self.worker not in (i.owner, i.replica):
+                if self.worker not in (i.owner, *i.replicas):
                     continue
                 memory = {state: TRUTH[state, layer.layer][i.start : i.stop].clone() for state in (PARAM, *STATES)}
                 if i.owner == self.worker:
@@ -110,7 +110,7 @@ class Worker:
         owned = [(shard.layer, shard.interval) for shard in migration.state.owned]
         kept = [(shard.layer, shard.interval) for shard in migration.state.kept]
         assert owned == [(layer, i) for layer, i, owner in wanted if owner == self.worker]
-        assert kept == [(layer, i) for layer, i, _ in wanted if i.replica == self.worker]
+        assert kept == [(layer, i) for layer, i, _ in wanted if self.worker in i.replicas]
         for shard in [*migration.state.owned, *migration.state.kept]:
             assert shard.memory.keys() == {PARAM, *STATES}
             for state, memory in shard.memory.items():
@@ -183,7 +183,7 @@ def bytes_missing(worker: Worker, layout: Layout) -> int:
             if state == PARAM and worker.worker in layer.members:
                 needed[:] = True
             for i in layer.intervals:
-                if worker.worker in (i.owner, i.replica):
+                if worker.worker in (i.owner, *i.replicas):
                     needed[i.start : i.stop] = True
             for held in worker.held:
                 if held.layer == layer.layer and state in held.memory:

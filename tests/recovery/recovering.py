@@ -46,7 +46,7 @@ def inventory_of(view: View, worker: int, step: int, ahead: Collection[int] = ()
                 copies.append(Copy(layer=layer.layer, start=i.start, stop=i.stop, step=step, role=role))
                 if worker in ahead:
                     copies.append(Copy(layer=layer.layer, start=i.start, stop=i.stop, step=step + 1, role="live"))
-            if i.replica == worker:
+            if worker in i.replicas:
                 copies.append(Copy(layer=layer.layer, start=i.start, stop=i.stop, step=step, role="replica"))
     owned = [view.layout.model.layers[layer].parameters[0].name for layer, _ in view.layout.owned(worker)]
     return Inventory(

@@ -102,7 +102,7 @@ class Worker:
                     memory = {PARAM: flats[layer][start:stop], **complete(STATES[1:] if step >= 0 else (), layer, step, start, stop)}
                     shards[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
                 elif self.choice.random() < 0.7:
-                    interval = Interval(start=start, stop=stop, owner=8, replica=7)
+                    interval = Interval(start=start, stop=stop, owner=8, replicas=(7,))
                     memory = complete(STATES if step >= 0 else STATES[:1], layer, step, start, stop)
                     kept[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
         self.contents.prepared(

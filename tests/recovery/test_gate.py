@@ -94,7 +94,7 @@ DAMAGE: dict[str, tuple[str, Proposal]] = {
     "member without a stage": ("membership", members(*VIEW.members, member(8))),
     "plan names a stranger": ("membership", members(*VIEW.members[:-1])),
     "owner is a stranger": ("membership", intervals(replace(FIRST, owner=77))),
-    "replica is a stranger": ("membership", intervals(replace(FIRST, replica=1))),
+    "replica is a stranger": ("membership", intervals(replace(FIRST, replicas=(1,)))),
     "transfer to a stranger": ("membership", transfers(replace(MOVE, destination=1), *GOOD.transfers[1:])),
     "transfer from the dead": ("membership", transfers(replace(MOVE, source=1), *GOOD.transfers[1:])),
     "route to a stranger": ("membership", routes(lambda route: (77, *route[1:]))),
@@ -115,9 +115,9 @@ DAMAGE: dict[str, tuple[str, Proposal]] = {
     "interval shifted by a block": ("coverage", intervals(second=replace(SECOND, start=SECOND.start + BLOCK, stop=SECOND.stop + BLOCK))),
     "cut inside a block": ("alignment", intervals(replace(FIRST, stop=INSIDE), replace(SECOND, start=INSIDE))),
     "owner of another stage": ("ownership", intervals(replace(FIRST, owner=OTHER_STAGE[0]))),
-    "replica missing": ("replication", intervals(replace(FIRST, replica=None))),
-    "replica is the owner": ("replication", intervals(replace(FIRST, replica=FIRST.owner))),
-    "replica on the owner's host": ("replication", intervals(replace(FIRST, replica=SAME_HOST))),
+    "replica missing": ("replication", intervals(replace(FIRST, replicas=()))),
+    "replica is the owner": ("replication", intervals(replace(FIRST, replicas=(FIRST.owner,)))),
+    "replica on the owner's host": ("replication", intervals(replace(FIRST, replicas=(SAME_HOST,)))),
     "transfer twice": ("transfers", transfers(*GOOD.transfers, MOVE)),
     "transfer twice from another": ("transfers", transfers(*GOOD.transfers, replace(MOVE, source=OTHER_SOURCE))),
     "transfer overlaps": ("transfers", transfers(*GOOD.transfers, replace(MOVE, stop=MOVE.start + ALIGNMENT))),
@@ -164,7 +164,7 @@ def test_another_model_is_refused():
 
 def test_a_joiner_refuses_what_it_can_see():
     assert refused(view(attempt=0), None) == "attempt"
-    assert refused(intervals(replace(FIRST, replica=None)), None) == "replication"
+    assert refused(intervals(replace(FIRST, replicas=())), None) == "replication"
 
 
 SHRUNK = propose(last=LAST, attempt=1, inventories=INVENTORIES, joiners={}, stages=2)

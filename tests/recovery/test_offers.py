@@ -36,7 +36,7 @@ def outliving(view: View, hosts: str = "") -> View:
     """Returns a view whose workers have segments and no replicas; `hosts` names each worker's host by a letter."""
     there = hosts or "a" * len(view.members)
     members = tuple(replace(each, segment=True, host=host) for each, host in zip(view.members, there, strict=True))
-    layers = tuple(replace(layer, intervals=tuple(replace(i, replica=None) for i in layer.intervals)) for layer in view.layout.layers)
+    layers = tuple(replace(layer, intervals=tuple(replace(i, replicas=()) for i in layer.intervals)) for layer in view.layout.layers)
     return replace(view, members=members, layout=replace(view.layout, layers=layers))
 
 

@@ -194,7 +194,7 @@ def test_nobody_and_strangers_are_refused():
 def test_losing_an_owner_and_its_replica_is_refused():
     interval = LAST.layout.layers[0].intervals[0]
     with pytest.raises(CoverageLost, match=r"layer 0 \[0, "):
-        after_loss(interval.owner, interval.replica)
+        after_loss(interval.owner, *interval.replicas)
 
 
 def test_eight_workers_and_twenty_four_layers_move_the_least():

@@ -38,8 +38,8 @@ class Copies:
             for i in layer.intervals:
                 run = layer.layer, i.start, i.elements
                 self._note(i.owner, "live", *run, NOW, STATES)
-                assert i.replica is not None
-                self._note(i.replica, "replica", *run, BEFORE, STATES)
+                (replica,) = i.replicas
+                self._note(replica, "replica", *run, BEFORE, STATES)
                 for worker in WORKERS:
                     if worker != i.owner:
                         self._note(worker, "gathered", *run, NOW, STATES[:1])

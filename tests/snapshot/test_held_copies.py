@@ -71,7 +71,7 @@ def later(asked: list[str], step: int = 5) -> UnreplayedCopy:
         asked.append("made")
         return Shard(layer=1, interval=interval, memory={PARAM: values(0, SIZE)}, scalars={"w": {"step": 2.0}})
 
-    interval = Interval(start=0, stop=SIZE, owner=3, replica=0)
+    interval = Interval(start=0, stop=SIZE, owner=3, replicas=(0,))
     return UnreplayedCopy(Shard(layer=1, interval=interval, memory={}), step, make)
 
 
@@ -86,7 +86,7 @@ def test_what_is_made_later_is_made_for_a_run_of_it_only() -> None:
 
 
 def test_a_shard_as_something_to_give_shares_its_memory() -> None:
-    shard = Shard(layer=2, interval=Interval(start=64, stop=128, owner=0, replica=1), memory={PARAM: values(64, 128)})
+    shard = Shard(layer=2, interval=Interval(start=64, stop=128, owner=0, replicas=(1,)), memory={PARAM: values(64, 128)})
     found = held(shard, 7, "live", {"w": {"step": 8.0}})
     assert (found.layer, found.start, found.stop, found.step, found.role) == (2, 64, 128, 7, "live")
     assert found.memory[PARAM] is shard.memory[PARAM]
