@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from elastic.engine.boundary import Crossing, flatten, unflatten
+from elastic.engine.determinism import refuse
 from elastic.engine.numerics import Numerics, alias
 from elastic.engine.randomness import GeneratorKey, Generators
 from elastic.engine.split_backward import Remainder, first_part
@@ -75,6 +76,7 @@ class LayerRunner:
     def __init__(self, index: int, module: nn.Module, numerics: Numerics, generators: Generators, statistics: Statistics) -> None:
         self._statistics = statistics
         self.index = index
+        self.name = f"layer {index} ({type(module).__name__})"  # in errors
         self.module = module
         self.numerics = numerics
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -119,9 +121,13 @@ class LayerRunner:
         remainder = None
         if pairs:
             tensors, arrived = [output for output, _ in pairs], [gradient for _, gradient in pairs]
-            remainder = first_part(tensors, arrived, run.leaves, self.parameters) if split and run.outputs is not None else None
-            if remainder is None:
-                torch.autograd.backward(tensors, arrived)
+            try:
+                remainder = first_part(tensors, arrived, run.leaves, self.parameters) if split and run.outputs is not None else None
+                if remainder is None:
+                    torch.autograd.backward(tensors, arrived)
+            except RuntimeError as error:
+                refuse(error, f"the backward of {self.name}")
+                raise
         return gradients_of(run.leaves), remainder
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing) -> Crossing:
@@ -144,10 +150,14 @@ class LayerRunner:
         self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any, key: GeneratorKey | None = None
     ) -> tuple[Any, list[torch.Tensor]]:
         self._generators.enter(*(key or self.key(step, micro_batch)))
-        with self.numerics.precision():
-            value = unflatten(structure, inputs)
-            result = self.module(**value) if self._by_keyword(value) else self.module(value)
-        return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
+        try:
+            with self.numerics.precision():
+                value = unflatten(structure, inputs)
+                result = self.module(**value) if self._by_keyword(value) else self.module(value)
+        except RuntimeError as error:
+            refuse(error, self.name)
+            raise
+        return flatten(result, self.name)
 
 
 def evaluation_key(key: GeneratorKey) -> GeneratorKey:
@@ -193,7 +203,11 @@ class LossRunner:
     def backward(self, run: LayerRun) -> list[torch.Tensor | None]:
         """Returns the gradient of the model's output, not yet divided by the total weight: the sum over micro-batches is divided once."""
         if run.outputs is not None and run.outputs[0].requires_grad:
-            run.outputs[0].backward()
+            try:
+                run.outputs[0].backward()
+            except RuntimeError as error:
+                refuse(error, "the backward of the loss")
+                raise
         return gradients_of(run.leaves)
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int, share: float = 1.0) -> LossLeaf:
@@ -208,8 +222,12 @@ class LossRunner:
 
     def _call(self, key: GeneratorKey, output: Any, batch: Any) -> Any:
         self._generators.enter(*key)
-        with self.numerics.precision():
-            return self.loss(output, batch)
+        try:
+            with self.numerics.precision():
+                return self.loss(output, batch)
+        except RuntimeError as error:
+            refuse(error, "the loss")
+            raise
 
 
 def read_loss(result: Any, where: str) -> tuple[torch.Tensor, float | None]:

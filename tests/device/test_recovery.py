@@ -105,6 +105,19 @@ def test_what_cannot_be_trained_is_named_before_the_first_step(monkeypatch: pyte
     refused("elsewhere", TrainerError, "on fake:3", "computes on fake:0")
 
 
+@pytest.mark.parametrize(
+    ("part", "where"), [("forward", r"layer 1 \(Put\)"), ("backward", r"the backward of layer 1 \(Put\)"), ("loss", "the loss")]
+)
+def test_an_operation_without_a_deterministic_implementation_is_named(part: str, where: str) -> None:
+    says = rf"{where} uses put_, which has no deterministic implementation on fake: .*Use another operation. With Trainer\(exact=False\)"
+    with pytest.raises(TrainerError, match=says):
+        elastic.run(f"{MODULE}:undetermined", workers=1, args=[part, True], device="fake")
+
+
+def test_training_goes_on_with_such_an_operation_if_it_need_not_be_exact() -> None:
+    assert elastic.run(f"{MODULE}:undetermined", workers=1, args=["forward", False], device="fake").value == [0, 1]
+
+
 def test_an_index_is_refused() -> None:
     with pytest.raises(SettingsError, match="without an index"):
         elastic.run("m:f", workers=1, device="cuda:1")

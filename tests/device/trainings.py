@@ -52,6 +52,38 @@ def apart(job: Any) -> Any:
     return _built(job, torch.nn.Linear(models.WIDTH, models.WIDTH), torch.nn.Linear(models.WIDTH, models.WIDTH).to(job.device))
 
 
+class Put(torch.nn.Linear):
+    """Overwrites an element, which torch has no deterministic implementation for on any device, in its forward or its backward."""
+
+    def __init__(self, *, backward: bool) -> None:
+        super().__init__(models.WIDTH, models.WIDTH)
+        self.backward = backward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        if self.backward:
+            y.register_hook(_put)
+            return y
+        return y + _put(torch.zeros_like(y))
+
+
+def _put(values: torch.Tensor) -> torch.Tensor:
+    return values.clone().put_(torch.tensor([0], device=values.device), values.new_ones(1))
+
+
+def undetermined(job: Any, part: str, exact: bool) -> Any:
+    """An operation without a deterministic implementation, in the forward or the backward of layer 1, or in the loss."""
+    from elastic import Trainer
+
+    def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return models.cross_entropy(_put(output) if part == "loss" else output, batch)
+
+    second = torch.nn.Linear(models.WIDTH, models.WIDTH) if part == "loss" else Put(backward=part == "backward")
+    layers = [torch.nn.Linear(models.WIDTH, models.WIDTH), second]
+    trainer = Trainer(layers, loss, models.adamw, models.Rows(), batch_size=8, micro_batch_size=4, exact=exact)
+    return [report.step for report in trainer.run(2)]
+
+
 def _built(job: Any, *layers: torch.nn.Module) -> Any:
     from elastic import Trainer
 
