@@ -12,6 +12,8 @@ class Report:
     `tokens_per_second` is 0 unless the model's input is integer ids of shape (samples, tokens). `leader` is true on one worker. Lines
     written only on the leader are lost for a step in whose loop body it dies: `trainer.log` writes each step once.
     `stopped`: the job was asked to stop, and this step is its last. `skipped` is the reason why the step was skipped (`on_nonfinite=`).
+    `copy_wait_s`: how many seconds the step waited on this worker for the copy of the state in host memory; 0.0 on the CPU, and wherever
+    the copy is over before the step's gradients are.
     """
 
     step: int
@@ -26,3 +28,4 @@ class Report:
     leader: bool
     stopped: bool = False
     skipped: str | None = None
+    copy_wait_s: float = 0.0

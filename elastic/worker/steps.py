@@ -53,6 +53,7 @@ class Steps:
         self._job, self._runtime, self._history, self._checkpoints = job, runtime, history, checkpoints
         self._batch_size, self._seed = batch_size, seed
         self._saved, self._saved_with = -1, ""
+        self._waited: tuple[object, float] = None, 0.0  # the copies for which steps have waited, and for how long until the last report
         self._unfinished: int | None = None  # the length of a loop that was left in its last body and still has to end
         job.behind = self._left
 
@@ -214,4 +215,12 @@ class Steps:
             leader=self._job.leader,
             stopped=answer.stop,
             skipped=answer.skipped,
+            copy_wait_s=self._copy_wait_s(),
         )
+
+    def _copy_wait_s(self) -> float:
+        """Returns how long steps have waited for copies since this was called last."""
+        copies = self._runtime.engine.previous_copies
+        before = self._waited[1] if self._waited[0] is copies else 0.0
+        self._waited = copies, copies.waited_s
+        return copies.waited_s - before

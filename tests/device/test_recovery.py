@@ -118,6 +118,14 @@ def test_training_goes_on_with_such_an_operation_if_it_need_not_be_exact() -> No
     assert elastic.run(f"{MODULE}:undetermined", workers=1, args=["forward", False], device="fake").value == [0, 1]
 
 
+def test_a_step_reports_how_long_it_waited_for_the_copy_of_the_state() -> None:
+    """Copies of the fake device run only when something waits for them."""
+    each, of_all = elastic.run(f"{MODULE}:waits", workers=1, args=[4], device="fake").value
+    assert all(seconds > 0.0 for seconds in each)
+    assert sum(each) <= of_all
+    assert elastic.run(f"{MODULE}:waits", workers=1, args=[4]).value == [[0.0] * 4, 0.0]
+
+
 def test_an_index_is_refused() -> None:
     with pytest.raises(SettingsError, match="without an index"):
         elastic.run("m:f", workers=1, device="cuda:1")

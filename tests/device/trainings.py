@@ -84,6 +84,17 @@ def undetermined(job: Any, part: str, exact: bool) -> Any:
     return [report.step for report in trainer.run(2)]
 
 
+def waits(job: Any, steps: int) -> Any:
+    """Returns for how long each step waited for the copy of the state, and what the worker's statistics say."""
+    from elastic import Trainer
+
+    layers = [torch.nn.Linear(models.WIDTH, models.WIDTH)]
+    trainer = Trainer(layers, models.cross_entropy, models.adamw, models.Rows(), batch_size=8, micro_batch_size=4)
+    each = [report.copy_wait_s for report in trainer.run(steps)]
+    found = trainer.statistics()
+    return None if found is None else [each, found[0]["copy_wait_s"]]
+
+
 def _built(job: Any, *layers: torch.nn.Module) -> Any:
     from elastic import Trainer
 
