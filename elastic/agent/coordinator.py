@@ -508,6 +508,8 @@ class Coordinator:
         others = {number: each for number, each in self.hosts.workers.items() if number not in members and not each.ended}
         spares = {number: each.announced for number, each in others.items() if each.announced and not each.condemned}
         self._drive(settings, view, founder, replace(resumed, spares=frozenset(spares)))
+        if self._driver is not None:
+            self._driver.died_before(number for number, each in self.hosts.workers.items() if each.ended and number not in members)
         for number in others.keys() - spares.keys():
             self.hosts.end(number, "the agent that had started it is lost")
         self._tell_room()

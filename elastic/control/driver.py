@@ -157,6 +157,11 @@ class Driver:
         if needed.intersection(workers) and self.state.phase is Phase.PAUSED:
             self.reopen()
 
+    def died_before(self, workers: Iterable[int]) -> None:
+        """Notes workers that had died before another coordinator was lost: their memory is offered, and freed with the next view's first
+        step, as if they had died under this one."""
+        self._dead.update(workers)
+
     def reopen(self) -> None:
         """Opens an attempt although nobody has died, since workers may wait for the one that another coordinator has opened."""
         self.feed(events.Reopened())

@@ -71,3 +71,26 @@ def test_a_host_that_is_back_frees_what_nobody_needs(hosts: Cluster) -> None:  #
     assert agent_of(second) == agent
     wait_for(lambda: segments(agent) == 1, *job.hosts)
     job.ends()
+
+
+def test_memory_of_who_died_before_the_coordinator_was_lost_is_freed(hosts: Cluster) -> None:  # noqa: F811
+    """The coordinator is lost after the view without the dead worker is committed, and before that view's first step, which takes long."""
+    first = hosts.host(10_000, {}, 1.0, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(10_000, {}, 1.0)
+    second.has_members()
+    known = json.loads((second.directory / "members.json").read_text())
+    agent = agent_of(second)
+    assert segments(agent) == 2
+    victim = next(each for each in known["members"] if each["worker"] == max(member["worker"] for member in known["members"]))
+    os.kill(victim["pid"], signal.SIGKILL)
+
+    def replaced() -> bool:
+        members = [each["worker"] for each in json.loads((second.directory / "members.json").read_text())["members"]]
+        return len(members) == 2 and max(members) > victim["worker"]
+
+    wait_for(lambda: json.loads((first.directory / "members.json").read_text())["epoch"] == 2, first, second)
+    os.kill(agent_of(first), signal.SIGKILL)
+    first.process.kill()
+    second.until("coordinates the job now")
+    wait_for(lambda: replaced() and segments(agent) == 2, second)
