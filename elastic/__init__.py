@@ -13,13 +13,14 @@ from elastic import errors
 from elastic.settings import VERSION
 
 if TYPE_CHECKING:
+    from elastic.engine.cutting.layers import layers
     from elastic.launch.callbacks import Callback
     from elastic.launch.run import JobResult, run
     from elastic.worker.job import Job, current_job
     from elastic.worker.trainer import Report, Trainer
 
 __version__ = VERSION
-__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "run"]
+__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "layers", "run"]
 
 _LAZY = {
     "Callback": "elastic.launch.callbacks",
@@ -28,6 +29,7 @@ _LAZY = {
     "Report": "elastic.worker.report",
     "Trainer": "elastic.worker.trainer",
     "current_job": "elastic.worker.job",
+    "layers": "elastic.engine.cutting.layers",
     "run": "elastic.launch.run",
 }
 

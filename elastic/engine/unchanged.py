@@ -163,11 +163,11 @@ class ChangeWatch:
 
 def saved_buffers(root: nn.Module) -> Iterable[str]:
     """Returns the names of the buffers in the model's state_dict."""
-    saved = saved_names(root)
-    return [name for name, _ in root.named_buffers() if name in saved]
+    return sorted(saved_names(root))
 
 
 def saved_names(root: nn.Module) -> set[str]:
-    """Returns the names of the tensors in the model's own `state_dict`."""
+    """Returns the names of the buffers in the model's `state_dict`, which may have other names for them."""
     with partial():
-        return set(root.state_dict(keep_vars=True))
+        held = {id(tensor) for tensor in root.state_dict(keep_vars=True).values()}
+    return {name for name, buffer in root.named_buffers() if id(buffer) in held}

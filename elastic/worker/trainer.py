@@ -17,6 +17,8 @@ from elastic.comm.network import Network
 from elastic.engine import after_step as after
 from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
+from elastic.engine.cutting.check import check
+from elastic.engine.cutting.layers import Layers, as_layers, uncut
 from elastic.engine.data import batches, placing
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
@@ -66,10 +68,10 @@ class Trainer:
     """Trains a layered model on all workers of the running job; every worker builds the same one.
 
     Args:
-        model: an `nn.Sequential`, or a list of layers in order; any other module is one layer. Or a function without arguments that builds
-            one of these, or a list of functions that each build a layer: then no worker has the whole model in memory. Functions run on
-            torch's `meta` device; initial values follow from seed, layer and name (`torch.manual_seed` has no effect), and each worker
-            computes those of its own layers. The optimizer is a function then.
+        model: an `nn.Sequential`, or a list of layers in order; or a model of transformers, which is cut as by `elastic.layers`. Any other
+            module is one layer. Or a function without arguments that builds a module, or a list of functions that each build a layer: then
+            no worker has the whole model in memory. Functions run on torch's `meta` device; initial values follow from seed, layer and name
+            (`torch.manual_seed` has no effect), and each worker computes those of its own layers. The optimizer is a function then.
         loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
@@ -136,7 +138,7 @@ class Trainer:
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self._batch = placing(batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate))
         self._collate = collate
-        built, initial = model_of(model, optimizer, seed)
+        built, initial = model_of(as_layers(model, lambda: self._batch(0, 0)), optimizer, seed)
         place_model(split(built)[0])
         self._model = LayeredModel(built, initial=initial)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
@@ -162,7 +164,7 @@ class Trainer:
                 settings=sizes,
                 group_values=group_values(instance),
             )
-            files = extra_files(names if isinstance(names, nn.Module) else built, checkpoint_files or {})
+            files = extra_files(names if isinstance(names, nn.Module) else uncut(built), checkpoint_files or {})
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
@@ -188,6 +190,8 @@ class Trainer:
         self._contents = contents(self._job.worker, self._job.segment, self._model, self._optimizer)
         self._name_gpu()
         announcement = self._announcement()
+        if isinstance(built, Layers) and self._job.profile:
+            check(self._model, built, loss, numerics, self._batch(0, 0))
         if self._job.joins:
             warm_up(self._model, loss, numerics, lambda: self._batch(0, 0))
         if self._checkpoints is not None:

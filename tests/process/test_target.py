@@ -142,7 +142,19 @@ def test_a_missing_module_is_the_users_mistake_but_what_it_imports_is_shown_as_i
 def test_importing_elastic_imports_no_torch_and_offers_these_names() -> None:
     code = "import sys, elastic; print('torch' in sys.modules, *sorted(elastic.__all__))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["False", "Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "run"]
+    assert said.split() == [
+        "False",
+        "Callback",
+        "Job",
+        "JobResult",
+        "Report",
+        "Trainer",
+        "__version__",
+        "current_job",
+        "errors",
+        "layers",
+        "run",
+    ]
     assert callable(elastic.run)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = elastic.nonsense
