@@ -14,13 +14,14 @@ from elastic.settings import VERSION
 
 if TYPE_CHECKING:
     from elastic.engine.cutting.layers import layers
+    from elastic.engine.losses import token_loss
     from elastic.launch.callbacks import Callback
     from elastic.launch.run import JobResult, run
     from elastic.worker.job import Job, current_job
     from elastic.worker.trainer import Report, Trainer
 
 __version__ = VERSION
-__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "layers", "run"]
+__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "layers", "run", "token_loss"]
 
 _LAZY = {
     "Callback": "elastic.launch.callbacks",
@@ -31,6 +32,7 @@ _LAZY = {
     "current_job": "elastic.worker.job",
     "layers": "elastic.engine.cutting.layers",
     "run": "elastic.launch.run",
+    "token_loss": "elastic.engine.losses",
 }
 
 

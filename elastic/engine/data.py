@@ -1,4 +1,4 @@
-"""Micro-batches from a map-style dataset or a function `batch(step, micro_batch)`; they do not depend on the worker that loads them."""
+"""Micro-batches from a dataset or a function `batch(step, micro_batch)`; they do not depend on the worker that loads them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from torch.utils.data import IterableDataset, default_collate
 
 from elastic.engine import randomness
 from elastic.engine.sampler import samples
+from elastic.engine.streaming import StreamBatches
 from elastic.errors import TrainerError
 from elastic.memory import device
 
 Batch = Callable[[int, int], Any]
 
 
-def refuse_unseekable(data: object) -> None:
-    """Raises TrainerError for data that can only be read in order: an exact replay after a failure needs any sample at any time."""
-    if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
-        raise TrainerError(
-            f"{type(data).__name__} can only be read front to back, so a lost step could not be repeated. Pass a map-style dataset "
-            "(__len__ and __getitem__), or a function batch(step, micro_batch) that returns the same micro-batch on every call."
-        )
+def is_stream(data: object) -> bool:
+    """Returns whether data can only be read in order."""
+    return isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +50,11 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
     """Returns the function (step, micro_batch) -> micro-batch.
 
     Raises:
-        TrainerError: for data that can only be read in order, or that is empty.
+        TrainerError: for data that can only be read once, or that is empty.
     """
-    refuse_unseekable(data)
+    if is_stream(data):
+        join = collate or default_collate
+        return StreamBatches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=join)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         if len(data) == 0:
             raise TrainerError("the dataset is empty")
@@ -64,7 +63,17 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
         )
     if callable(data):
         return data
-    raise TrainerError(f"data must be a map-style dataset or a function batch(step, micro_batch), not {type(data).__name__}")
+    raise TrainerError(f"data must be a dataset or a function batch(step, micro_batch), not {type(data).__name__}")
+
+
+def first_samples(batch: Batch) -> str | None:
+    """Returns a digest of the first samples of data that can only be read in order, to be compared between workers; None for other data.
+
+    Raises:
+        TrainerError: if they are other ones when they are read again.
+    """
+    found: Callable[[], str | None] | None = getattr(batch, "digest", None)
+    return None if found is None else found()
 
 
 class Keyed(tuple[torch.Tensor, Any]):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from elastic.engine import randomness
-from elastic.engine.data import refuse_unseekable
+from elastic.engine.data import is_stream
 from elastic.errors import TrainerError
 
 
@@ -29,7 +29,11 @@ class EvaluationData:
         cls, dataset: Any, micro_batch_size: int, micro_batches: int | None, collate: Callable[[list[Any]], Any] | None, seed: int
     ) -> EvaluationData:
         """Raises TrainerError for data that is empty or has no random access."""
-        refuse_unseekable(dataset)
+        if is_stream(dataset):
+            raise TrainerError(
+                f"a {type(dataset).__name__} can only be read in order, and an evaluation is spread over workers: give evaluate() a "
+                "map-style dataset (__len__ and __getitem__), such as a list of its samples"
+            )
         whole = -(-len(dataset) // micro_batch_size)
         count = whole if micro_batches is None else min(micro_batches, whole)
         if count < 1:

@@ -145,6 +145,7 @@ class Job:
         self.device = "cpu"  # what this worker computes on, such as "cuda:0"
         self.trains = False  # whether this worker has a Trainer
         self.clips: Callable[[float], None] | None = None  # of a plain loop
+        self.weighs: Callable[[Any, Any], Any] | None = None  # of a plain loop
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
 
     def use_gpu(self, uuid: str) -> None:
@@ -209,6 +210,24 @@ class Job:
         if self.clips is None:
             raise TrainerError("job.clip_grad_norm_() is for plain loops: call job.prepare before, or give the Trainer clip_norm=")
         self.clips(max_norm)
+
+    def weighted(self, loss: Any, weight: Any) -> Any:
+        """Returns `loss * weight`, for `backward`: the mean over `weight` tokens (or samples) then counts that many times in its step.
+
+        The step's loss and gradient are the sums over its micro-batches, divided once by the sum of their weights: so with the number of
+        tokens as weight they are means over all tokens of the step, however samples of different lengths fall into micro-batches. Every
+        body of a plain loop calls it, before `backward`, or none does. A body with several losses gives each the same weight.
+
+        Args:
+            loss: the mean loss of this micro-batch, a scalar tensor; it may be NaN if the weight is 0.
+            weight: a finite number, or tensor of one, not below 0.
+
+        Raises:
+            TrainerError: in another place, or for another weight.
+        """
+        if self.weighs is None:
+            raise TrainerError("job.weighted() is for plain loops: call job.prepare before, or let the Trainer's loss return (sum, weight)")
+        return self.weighs(loss, weight)
 
     def announce(self, ready: dict[str, Any]) -> View | None:
         """Announces that this worker is ready to be a member, and returns the first view; None if it joins a running job.

@@ -19,7 +19,7 @@ from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
 from elastic.engine.cutting.check import check
 from elastic.engine.cutting.layers import Layers, as_layers, uncut
-from elastic.engine.data import batches, placing
+from elastic.engine.data import batches, first_samples, placing
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
 from elastic.engine.model import LayeredModel, split
@@ -74,7 +74,8 @@ class Trainer:
             (`torch.manual_seed` has no effect), and each worker computes those of its own layers. The optimizer is a function then.
         loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
-        data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
+        data: a map-style dataset; an iterable one, which every worker reads in order; or a function `batch(step, micro_batch)`. Of a tuple
+            or list, the model gets the first element.
         batch_size, micro_batch_size: samples per step and per micro-batch; the second must divide the first.
         scheduler: a scheduler of that optimizer, or a function that makes one from it; stepped once per step. `ReduceLROnPlateau` is not:
             the loop body calls `scheduler.step(metric)` on every worker with the same metric (`evaluate` returns the same on all). The
@@ -136,7 +137,8 @@ class Trainer:
         micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
         check_choices(clip_norm, on_nonfinite)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self._batch = placing(batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate))
+        loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
+        self._batch, self._first_samples = placing(loads), first_samples(loads)
         self._collate = collate
         built, initial = model_of(as_layers(model, lambda: self._batch(0, 0)), optimizer, seed)
         place_model(split(built)[0])
@@ -252,6 +254,7 @@ class Trainer:
                 "batch_size": self.batch_size,
                 "micro_batch_size": self.micro_batch_size,
                 "seed": self.seed,
+                "samples": self._first_samples,
                 "clip_norm": training.clip_norm,
                 "autocast": str(training.numerics.autocast),
                 "optimizer": type(instance).__name__,

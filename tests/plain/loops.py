@@ -120,6 +120,38 @@ class Both(nn.Module):
         return {"loss": functional.cross_entropy(self.net(x), y), "size": hidden.pow(2).mean()}
 
 
+def token_batch(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of which some do not count; in micro-batch 3 none does."""
+    x, y = batch(step, micro_batch)
+    return x, y.masked_fill(torch.arange(SAMPLES) > (-1 if micro_batch == 3 else micro_batch), -100)
+
+
+def weighted_by_loop(job: Job) -> dict[str, Any]:
+    net = model()
+    net, optimizer, loader = job.prepare(net, adamw(net), token_batch, steps=STEPS, **SIZES)
+    reports = []
+    for x, y in loader:
+        loss = job.weighted(functional.cross_entropy(net(x), y), (y != -100).sum())
+        loss.backward()
+        job.clip_grad_norm_(0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (report := loader.report) is not None:
+            reports.append((report.step, report.loss, report.grad_norm))
+    return {"reports": reports, "digest": loader.digest()}
+
+
+def weighted_by_trainer(job: Job) -> dict[str, Any]:
+    def loss(output: torch.Tensor, given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        count = (given[1] != -100).sum()
+        return functional.cross_entropy(output, given[1]) * float(count), count
+
+    net = model()
+    trainer = Trainer(net, loss, adamw(net), token_batch, clip_norm=0.5, **SIZES)
+    reports = [(report.step, report.loss, report.grad_norm) for report in trainer.run(STEPS)]
+    return {"reports": reports, "digest": trainer.digest()}
+
+
 def two_losses(job: Job) -> dict[str, Any]:
     """Two backwards in a body, autocast, and activation checkpointing in the model."""
     torch.manual_seed(6)

@@ -44,6 +44,11 @@ def test_it_has_the_bits_of_a_trainer(workers: int) -> None:
     assert sum(result["bodies"] for result in agent.results.values()) == loops.STEPS * 8 + workers  # and a trial each
 
 
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 3])
+def test_micro_batches_count_by_their_weights(workers: int) -> None:
+    check(forks.run(workers, train=loops.weighted_by_loop), expected(loops.weighted_by_trainer))
+
+
 @pytest.mark.long
 def test_it_shuffles_a_dataset_as_a_trainer_does() -> None:
     check(forks.run(2, train=loops.by_dataset), expected(loops.by_trainer_with_dataset))
@@ -180,6 +185,11 @@ def digests_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor)
         loader.digest()
 
 
+def weighs_later(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    (job.weighted(loss, 3) if loader._loop.built else loss).backward()
+    optimizer.step()
+
+
 def is_not_finite(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
     (loss / (0.0 if loader._loop.built else 1.0)).backward()
     optimizer.step()
@@ -193,6 +203,7 @@ def is_not_finite(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> 
         (clips_later, r"clips gradients to a norm of 1.0, but the first one does not clip gradients"),
         (sets_a_rate_in_a_step, r"changes lr of parameter group 0 in the middle of the step"),
         (digests_in_a_step, r"loader.digest\(\) is called in the middle of a step"),
+        (weighs_later, r"calls job.weighted\(\), and the first one did not: all micro-batches of a step are weighed, or none"),
         (is_not_finite, r"NonFinite: the loss of step 0, micro-batch 0 is inf"),
     ],
 )

@@ -24,9 +24,10 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A worker that has not announced itself: bodies are tried out before."""
     monkeypatch.setattr(torch.autograd, "backward", backwards._original)
     errors: list[BaseException] = []
-    job = SimpleNamespace(profile=False, gpu=None, behind=None, clips=None, raised=errors.append, errors=errors)
+    job = SimpleNamespace(profile=False, gpu=None, behind=None, clips=None, weighs=None, raised=errors.append, errors=errors)
     job.prepare = lambda *given, **options: Job.prepare(job, *given, **options)  # pyright: ignore[reportArgumentType]
     job.clip_grad_norm_ = lambda norm: Job.clip_grad_norm_(job, norm)  # pyright: ignore[reportArgumentType]
+    job.weighted = lambda loss, weight: Job.weighted(job, loss, weight)  # pyright: ignore[reportArgumentType]
     return job
 
 
@@ -64,13 +65,13 @@ ROWS = loops.Rows()
         ({"data": loader(sampler=RandomSampler(ROWS, replacement=True))}, "RandomSampler with replacement=True"),
         ({"data": loader(batch_sampler=BatchSampler([0, 1], 1, False))}, "batch sampler of its own"),
         ({"data": loader(batch_size=None)}, "has no batch_size"),
-        ({"data": Lines()}, "can only be read front to back"),
-        ({"data": (row for row in [1, 2])}, "generator can only be read front to back"),
-        ({"data": DataLoader(Lines(), batch_size=32)}, "can only be read front to back"),
+        ({"data": Lines(), "steps": None}, "steps= is missing: a function, or data that is read in order"),
+        ({"data": (row for row in [1, 2])}, "a generator can be read only once, so a lost step .*__iter__ begins again"),
+        ({"data": iter([1, 2])}, "a list_iterator can be read only once"),
         ({"data": Subset(ROWS, range(8)), "steps": None}, "the dataset has 8 samples and an update 32"),
         ({"batch_size": 30}, "a batch of 30 samples cannot be cut into micro-batches of 4: choose .* such as 28 or 32"),
         ({"batch_size": None}, "batch_size= is missing"),
-        ({"steps": None}, "steps= is missing: a function"),
+        ({"steps": None}, "steps= is missing: a function, or data that is read in order"),
         ({"steps": 3, "epochs": 2}, "both given"),
         ({"steps": 0}, "steps=0: use a whole number"),
         ({"model": DistributedDataParallel()}, "the model is wrapped in DistributedDataParallel.*the module inside of it"),
@@ -163,6 +164,19 @@ def clips_to_nothing(job: Any, optimizer: Any, loss: torch.Tensor, number: int) 
     job.clip_grad_norm_(0.0)
 
 
+def weighs_behind(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    loss.backward()
+    job.weighted(loss, 2)
+
+
+def weighs_twice(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    job.weighted(job.weighted(loss, 2), 3)
+
+
+def weighs_by_nothing(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    job.weighted(loss, float("nan"))
+
+
 def scales(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(loss).backward()
@@ -192,6 +206,9 @@ def digests(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
         (clips_by_torch, r"changes gradients between.*job.clip_grad_norm_\(max_norm\)"),
         (clips_before, "too early or late"),
         (clips_to_nothing, "must be above 0"),
+        (weighs_behind, r"calls job.weighted\(\) behind backward\(\)"),
+        (weighs_twice, "the weights 2.0 and 3.0: a micro-batch has one weight"),
+        (weighs_by_nothing, "the weight nan: a weight is finite"),
         (scales, "a GradScaler cannot be used.*bfloat16"),
         (closes, "closure"),
         (nests, "inside of another"),

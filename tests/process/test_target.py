@@ -154,6 +154,7 @@ def test_importing_elastic_imports_no_torch_and_offers_these_names() -> None:
         "errors",
         "layers",
         "run",
+        "token_loss",
     ]
     assert callable(elastic.run)
     with pytest.raises(AttributeError, match="nonsense"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from elastic.memory.tensors import copy
 
+Compute = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 Gradients = Sequence[tuple[nn.Parameter, torch.Tensor | None]]
 
 
@@ -19,14 +20,14 @@ class Body(nn.Module):
     Calling it runs `_compute`, not the model's forward or hooks.
     """
 
-    _compute: Callable[[torch.Tensor], torch.Tensor]
+    _compute: Compute
 
-    def __call__(self, key: torch.Tensor) -> torch.Tensor:
+    def __call__(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return type(self)._compute(key)
 
 
-def body_of(model: nn.Module, compute: Callable[[torch.Tensor], torch.Tensor]) -> Body:
-    """Returns the model as such a layer. `compute` gets the key of a micro-batch, and returns its loss."""
+def body_of(model: nn.Module, compute: Compute) -> Body:
+    """Returns the model as such a layer. `compute` gets the key of a micro-batch, and returns its loss and weight."""
     kind = type(type(model).__name__, (Body,), {"_compute": staticmethod(compute)})  # named in messages as the user's class
     body = kind.__new__(kind)
     object.__setattr__(body, "__dict__", model.__dict__)

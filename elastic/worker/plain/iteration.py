@@ -6,6 +6,7 @@ and is refused with the reason and the way out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -36,6 +37,7 @@ class Iteration:
     ended: float = 0.0
     losses: list[torch.Tensor] = field(default_factory=list)
     clip_norm: float | None = None
+    weight: float | None = None
     stepped: bool = False
     _versions: list[tuple[torch.Tensor, int]] = field(default_factory=list)
 
@@ -80,6 +82,17 @@ class Iteration:
         if self.stepped or not self.losses:
             raise TrainerError(f"{self.where} clips too early or late: call job.clip_grad_norm_() between backward() and optimizer.step()")
         self.clip_norm = max_norm
+
+    def weighted(self, loss: torch.Tensor, weight: float) -> torch.Tensor:
+        """`job.weighted`. Raises TrainerError if it comes too late, or for another weight than the body's."""
+        if not (math.isfinite(weight) and weight >= 0):
+            raise TrainerError(f"{self.where} gives its loss the weight {weight}: a weight is finite and not below 0")
+        if self.stepped or (self.losses and self.weight is None):
+            raise TrainerError(f"{self.where} calls job.weighted() behind backward(): use its result in the place of the loss")
+        if self.weight not in (None, weight):
+            raise TrainerError(f"{self.where} gives its losses the weights {self.weight} and {weight}: a micro-batch has one weight")
+        self.weight = weight
+        return loss * weight if weight else torch.nan_to_num(loss, 0.0, 0.0, 0.0) * 0.0
 
     def check_end(self) -> None:
         """Raises TrainerError if the body has ended without the optimizer's step."""

@@ -53,6 +53,7 @@ class _Done:
 
     loss: torch.Tensor
     gradients: Any
+    weight: float | None
 
 
 class Loop:
@@ -67,6 +68,7 @@ class Loop:
         self._event: Event | None = None
         self._report: Report | None = None
         self._clip_norm: float | None = None
+        self._weighs = False
         self._groups: list[dict[str, Any]] = []
         self._trained = list(model.parameters())
         self._tail: Any = None  # states of generators behind bodies
@@ -116,7 +118,7 @@ class Loop:
             if self._trainer is None:
                 trial = Trial(self._job, self._body, self._stream, self._seed)
                 yield from trial.run(self._open, self._close)
-                self._clip_norm = trial.clip_norm
+                self._clip_norm, self._weighs = trial.clip_norm, trial.weighs
                 self._trainer = self._make(self._body, trial.cost, self._clip_norm)
                 self._job.behind, self._behind = self._returned, self._job.behind
             self._tail, self.took = self._states(), False
@@ -140,8 +142,8 @@ class Loop:
         finally:
             reports.close()  # type: ignore[attr-defined]
 
-    def _compute(self, key: torch.Tensor) -> torch.Tensor:
-        """The forward of the one layer, called by the engine."""
+    def _compute(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The forward of the one layer, called by the engine: the micro-batch's loss, and its weight if the body has given one."""
         if not self._turns.in_engine:
             raise TrainerError(
                 "a step must be computed again, which is the body of the loop, but the loop is in another call or was left: state was lost "
@@ -150,7 +152,8 @@ class Loop:
         step, micro_batch = key.tolist()
         contents = self._stream.taken(step, micro_batch)
         done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=self._states()))
-        return handed_over(done.loss, done.gradients)
+        weight = None if done.weight is None else torch.tensor(done.weight, dtype=torch.float64)
+        return handed_over(done.loss, done.gradients), weight
 
     def _states(self) -> Any:
         """Returns the states of the generators that a step keys."""
@@ -225,6 +228,12 @@ class Loop:
             raise TrainerError("job.clip_grad_norm_() is called outside the body of a loop over the loader: call it after backward()")
         self._now.clips(float(max_norm))
 
+    def weighted(self, loss: torch.Tensor, weight: Any) -> torch.Tensor:
+        """`job.weighted`."""
+        if self._now is None:
+            raise TrainerError("job.weighted() is called outside the body of a loop over the loader: call it before backward()")
+        return self._now.weighted(loss, float(weight))
+
     def step(self) -> None:
         """`optimizer.step()`: ends the body's part in the step."""
         self._check()
@@ -242,13 +251,18 @@ class Loop:
                 f"{now.where} {_clips(now.clip_norm)}, but the first one {_clips(self._clip_norm)}: an update has one norm, so every body "
                 "must call job.clip_grad_norm_ with the same max_norm"
             )
+        if (now.weight is not None) != self._weighs:
+            raise TrainerError(
+                f"{now.where} {'calls' if now.weight is not None else 'does not call'} job.weighted(), and the first one "
+                f"{'did' if self._weighs else 'did not'}: all micro-batches of a step are weighed, or none. The weight may be 0"
+            )
         self._check_settings(now)
         if now.kind is Kind.EXTRA:
             self._extra_ends.close()
             randomness.seed_all(self._seed, "loop", now.step)
             self._committed()
             return
-        event = self._to_engine(_Done(now.total(), gradients))
+        event = self._to_engine(_Done(now.total(), gradients, now.weight))
         if isinstance(event, Committed):
             self._report = event.report
             self._committed()

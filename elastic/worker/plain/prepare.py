@@ -52,7 +52,7 @@ def prepare(
 
     loop = Loop(job, model, optimizer, stream, make, seed)
     loader = Loader(loop, ends)
-    job.clips = loop.clip
+    job.clips, job.weighs = loop.clip, loop.weighted
     loader.optimizer = prepared = PreparedOptimizer(optimizer, loop)
     if scheduler is None:
         return model, prepared, loader
@@ -72,7 +72,7 @@ def _ends(what: Given, sized: SizedStream | None, steps: int | None, epochs: int
     if steps is not None:
         return lambda number: steps
     if sized is None:
-        raise TrainerError("steps= is missing: a function of data has no length, so give the number of steps in all")
+        raise TrainerError("steps= is missing: a function, or data that is read in order, has no length. Give the number of steps in all")
     samples = len(sized)
     if epochs is None and samples < what.batch_size:
         raise TrainerError(

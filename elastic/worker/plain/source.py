@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, on_device, refuse_unseekable
+from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, first_samples, is_stream, on_device
 from elastic.errors import TrainerError
 from elastic.memory.tensors import contiguous
 
@@ -43,6 +43,10 @@ class Stream:
         self._loaded[step, micro_batch] = contents
         return Keyed((torch.tensor([step, micro_batch]), contents))
 
+    def digest(self) -> str | None:
+        """See `elastic.engine.data.first_samples`."""
+        return first_samples(self._load)
+
     def load(self, step: int, micro_batch: int) -> Any:
         """Loads a micro-batch to where layers compute. Its tensors are contiguous and aligned, as kernels' bits may depend on that."""
         return on_device(tree_map(lambda leaf: contiguous(leaf) if isinstance(leaf, torch.Tensor) else leaf, self._load(step, micro_batch)))
@@ -73,10 +77,14 @@ def given(data: Any, batch_size: int | None, collate: Callable[[list[Any]], Any]
 
 
 def _of_loader(loader: DataLoader[Any], batch_size: int | None, collate: Callable[[list[Any]], Any] | None) -> Given:
-    refuse_unseekable(loader.dataset)
     if loader.batch_size is None:
         kind = "no batch_size" if loader.batch_sampler is None else f"a batch sampler of its own ({type(loader.batch_sampler).__name__})"
         raise TrainerError(f"the DataLoader has {kind}, so an update's samples would depend on who loads them: use batch_size= and {_WAYS}")
+    if loader.num_workers:
+        _log.warning("the DataLoader's num_workers=%d is not used: each worker of the job loads its own samples", loader.num_workers)
+    size = loader.batch_size if batch_size is None else batch_size
+    if is_stream(loader.dataset):
+        return Given(data=loader.dataset, batch_size=size, collate=collate or loader.collate_fn, shuffles=False)
     sampler = loader.sampler
     if isinstance(sampler, DistributedSampler):
         raise TrainerError(
@@ -87,14 +95,11 @@ def _of_loader(loader: DataLoader[Any], batch_size: int | None, collate: Callabl
     if type(sampler) not in (RandomSampler, SequentialSampler) or drawn:
         how = " with replacement=True or num_samples=" if drawn else ""
         raise TrainerError(f"the DataLoader has a {type(sampler).__name__}{how}, whose order other workers cannot repeat: use {_WAYS}")
-    if loader.num_workers:
-        _log.warning("the DataLoader's num_workers=%d is not used: each worker of the job loads its own samples", loader.num_workers)
-    size = loader.batch_size if batch_size is None else batch_size
     return Given(data=loader.dataset, batch_size=size, collate=collate or loader.collate_fn, shuffles=isinstance(sampler, RandomSampler))
 
 
 def stream_of(what: Given, micro_batch_size: int, seed: int) -> Stream:
-    """Returns the micro-batches of what was given. Raises TrainerError for data that can only be read in order, or that is empty."""
+    """Returns the micro-batches of what was given. Raises TrainerError for data that can only be read once, or that is empty."""
     load = batches(what.data, batch_size=what.batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=what.collate)
     if not isinstance(load, DatasetBatches):
         return Stream(load)

@@ -14,8 +14,9 @@ from elastic.worker.trainer import Trainer
 
 
 def _the_body(output: Any, micro_batch: Any) -> Any:
-    """The loss of a micro-batch, which the body has computed."""
-    return output
+    """The loss of a micro-batch, which the body has computed; with its weight, if it has given one."""
+    loss, weight = output
+    return loss if weight is None else (loss, weight)
 
 
 class PlainTrainer(Trainer):

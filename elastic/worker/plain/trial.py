@@ -30,6 +30,7 @@ class Trial:
         self._measures = job.profile
         self._layered = LayeredModel(body)
         self.clip_norm: float | None = None
+        self.weighs = False
         self.cost: LayerProfile = []
 
     def run(self, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]) -> Iterator[Any]:
@@ -43,7 +44,7 @@ class Trial:
                 opened(Iteration(kind=Kind.TRIAL, step=0, micro_batch=0))
                 yield contents
                 done = closed()
-            self.clip_norm = done.clip_norm
+            self.clip_norm, self.weighs = done.clip_norm, done.weight is not None
             self.cost = [self._cost(done, saved.bytes)]
         if self._layered.running.statistics.names and "torch._dynamo" in sys.modules:
             torch._dynamo.reset()  # code compiled without the hooks of running statistics would never call them
