@@ -28,7 +28,7 @@ EXEMPT = {
     "elastic/host/channel.py": "lines of JSON between processes",
     "elastic/observe/activity.py": "a page of counters that processes share",
     "elastic/observe/trace_file.py": "records of what a worker did, which outlive it",
-    "checkpoint/convert": "a tool's, on files: no worker runs it, nothing of it lies on a device",
+    "checkpoint/convert": "reads and writes files for a tool; workers read weights through it, with the memory of `checkpoint/stored.py`",
     "checkpoint/pickles": "reads and writes other programs' files, for the converters",
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 
 from elastic.engine.deferred.recipe import Recipe
 from elastic.memory import device
+from elastic.memory.tensors import address
 
 
 class InitialValues(Protocol):
@@ -15,6 +17,10 @@ class InitialValues(Protocol):
 
     def fill(self, name: str, start: int, run: torch.Tensor) -> None:
         """Fills flat memory with a parameter's values from element `start` on. Raises TrainerError if it has none."""
+        ...
+
+    def value(self, name: str) -> torch.Tensor:
+        """Returns a whole tensor, where layers compute: one that every worker has. Raises TrainerError if it has no value."""
         ...
 
     def sample(self, name: str) -> torch.Tensor:
@@ -25,19 +31,38 @@ class InitialValues(Protocol):
         """Returns a digest of what a tensor's values follow from; None for a tensor whose values are in memory."""
         ...
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read of files here."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of open files. They are opened again when they are needed."""
+
 
 class Computed:
     """Initial values as the functions that build the model give them."""
+
+    bytes_read = 0
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
 
     def fill(self, name: str, start: int, run: torch.Tensor) -> None:
-        if run.numel():
-            run.copy_(self._recipe.value(name).reshape(-1)[start : start + run.numel()])
+        shape, _ = self._recipe.form(name)
+        whole = run.is_cpu and run.numel() == math.prod(shape)
+        value = self._recipe.value(name, run if whole else None).reshape(-1)[start : start + run.numel()]
+        if address(value) != address(run):
+            run.copy_(value)
+
+    def value(self, name: str) -> torch.Tensor:
+        return device.placed(self._recipe.value(name))
 
     def sample(self, name: str) -> torch.Tensor:
-        return device.placed(self._recipe.value(name))
+        return self.value(name)
 
     def digest(self, name: str) -> str | None:
         return self._recipe.digest(name) if name in self._recipe else None
+
+    def close(self) -> None:
+        pass

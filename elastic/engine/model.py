@@ -21,6 +21,7 @@ from elastic.errors import TrainerError
 from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
 from elastic.memory import device
+from elastic.memory.raw import give_back
 from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -291,6 +292,8 @@ class LayeredModel:
         finally:
             for each, nothing in zip(waiting, before, strict=True):
                 each.data, each.grad = nothing, None
+            if waiting:
+                give_back()
 
     @property
     def built_bytes(self) -> int:

@@ -43,6 +43,8 @@ def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer,
         if worker in interval.replicas
     ]
     model.hold(view.layout.layers_of(worker))
+    if model.initial is not None:
+        model.initial.close()
     owned = [
         optimizer.initial(layer, interval, model.run(layer, interval.start, interval.stop)) for layer, interval in view.layout.owned(worker)
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -35,6 +37,12 @@ def zeros(size: int) -> np.ndarray:
 def room(size: int) -> memoryview:
     """Allocates a writable buffer of `size` bytes to receive into from a socket."""
     return memoryview(bytearray(size))
+
+
+def give_back() -> None:
+    """Returns memory that was freed to the system, if the process's allocator keeps some and can do so (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def view(buffer: bytes | bytearray | memoryview) -> memoryview:

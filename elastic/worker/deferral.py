@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,21 +10,37 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from elastic.engine.deferred.building import Builder, build, is_deferred
+from elastic.engine.deferred.building import Builder, build, is_deferred, replace
 from elastic.engine.initial import Computed, InitialValues
+from elastic.engine.model import split
 from elastic.errors import TrainerError
 from elastic.memory.tensors import copy
+from elastic.worker.naming import Names, naming_of
+from elastic.worker.weights import Weights
 
 
 def model_of(
-    model: nn.Module | Sequence[nn.Module] | Builder | Sequence[Builder], optimizer: Any, seed: int
+    model: nn.Module | Sequence[nn.Module] | Builder | Sequence[Builder],
+    optimizer: Any,
+    seed: int,
+    weights: str | os.PathLike[str] | None,
+    names: Names | None,
+    *,
+    warn: bool,
 ) -> tuple[Any, InitialValues | None]:
     """Returns a model as modules, and where its initial values come from: None if they are in it.
 
     Raises:
-        TrainerError: if the functions do not build a model that can be initialised later, or if the optimizer is no function then.
+        TrainerError: if the functions do not build a model that can be initialised later, or if the optimizer is no function then; or if
+            `weights` are given for a model that has values.
+        CheckpointError: if the weights cannot be read, or do not fit the model.
     """
     if not is_deferred(model):
+        if weights is not None:
+            raise TrainerError(
+                f"weights={os.fspath(weights)!r} is given with a model that has values already: give the function that builds the model, "
+                "so that each worker reads its own layers; or load the weights into the model, and leave out weights="
+            )
         return model, None
     if isinstance(optimizer, Optimizer):
         raise TrainerError(
@@ -31,7 +48,10 @@ def model_of(
             "function that makes the optimizer from them, such as `lambda parameters: torch.optim.AdamW(parameters)`"
         )
     built, recipe = build(model, seed)  # pyright: ignore[reportArgumentType]
-    return built, Computed(recipe)
+    root = split(built)[0]
+    initial = Computed(recipe) if weights is None else Weights(weights, root, naming_of(root, names), recipe, warn=warn)
+    replace(root, initial.value)
+    return built, initial
 
 
 def compact_state(optimizer: Optimizer) -> None:

@@ -23,6 +23,7 @@ def own_statistics(
         "layers": list(engine.view.layout.layers_of(worker)),
         "parameter_bytes": held,
         "owned_parameter_bytes": sum(interval.elements * model.dtype(layer).itemsize for layer, interval in owned),
+        "weights_bytes_read": 0 if model.initial is None else model.initial.bytes_read,
         "optimizer_bytes": optimizer.state_bytes,
         "previous_bytes": engine.previous_copies.bytes,
         "copy_wait_s": engine.previous_copies.waited_s,

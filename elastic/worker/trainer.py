@@ -97,10 +97,13 @@ class Trainer:
             The `config.json` of a Hugging Face model is always written.
         names: the parameters' names in checkpoints: the module that the layers were taken from, whose names are used; or a mapping or a
             function of names such as `3.attn.weight`. By default the names in the model's own `state_dict`.
+        weights: a Hugging Face directory, or a directory of our checkpoints, with the initial values of a model that is given by a
+            function, under the names that `names` says. Each worker reads those of its own layers, and converts them to the model's
+            dtype; `statistics()` says how many bytes it read. Only values are taken: to go on with a training, give `checkpoint`.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message names the remedy.
-        CheckpointError: if there are checkpoints and none is good, or the newest is of another model.
+        CheckpointError: if there are checkpoints and none is good, or the newest is of another model; or if `weights` do not fit.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Trainer:
         keep: int | None = None,
         checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
         names: Names | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         self._job = jobs.current_job()
         if self._job.trains:
@@ -140,7 +144,8 @@ class Trainer:
         loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._batch, self._first_samples = placing(loads), first_samples(loads)
         self._collate = collate
-        built, initial = model_of(as_layers(model, lambda: self._batch(0, 0)), optimizer, seed)
+        modules = as_layers(model, lambda: self._batch(0, 0))
+        built, initial = model_of(modules, optimizer, seed, weights, names, warn=self._job.profile)
         place_model(split(built)[0])
         self._model = LayeredModel(built, initial=initial)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic.engine.deferred.building import build, is_deferred
+from elastic.engine.deferred.building import build, is_deferred, replace
 from elastic.errors import TrainerError
 
 
@@ -42,6 +42,7 @@ class Odd(nn.Module):
 def values(function: Callable[[], Any], seed: int = 1) -> dict[str, torch.Tensor]:
     built, recipe = build(function, seed)
     root = built if isinstance(built, nn.Module) else nn.ModuleList(built)
+    replace(root, recipe.value)
     names = [name for name, _ in [*root.named_parameters(), *root.named_buffers()]]
     return {name: recipe.value(name) for name in names}
 
@@ -96,8 +97,9 @@ def test_building_takes_no_memory_and_keeps_ties():
         last.weight = first.weight
         return [first, nn.Linear(50_000, 50_000), last]
 
-    built, _ = build(tied, 0)
+    built, recipe = build(tied, 0)
     assert isinstance(built, list)
+    replace(nn.ModuleList(built), recipe.value)
     assert built[0].weight is built[2].weight
     parameters = list(nn.ModuleList(built).parameters())
     assert sum(parameter.untyped_storage().nbytes() for parameter in parameters) < 100

@@ -50,6 +50,24 @@ def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> No
 
 
 @pytest.mark.long
+def test_deferred_initial_values_are_equal_on_any_layout_and_after_any_kill(tmp_path: Path) -> None:
+    runs = [
+        ["--workers", "1", "--stages", "1"],
+        ["--workers", "4", "--stages", "2", "--kill", "1@2", "--kill", "0@4:reduce"],
+        ["--workers", "3", "--stages", "3", "--kill", "0@0", "--kill", "1@3"],
+    ]
+    reports = []
+    for options in runs:
+        file = tmp_path / f"{len(reports)}.json"
+        done = gpt("--init", "deferred", "--tie", "--dropout", "0.1", "--steps", "6", *options, "--report", str(file))
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(file.read_text()))
+    assert len({report["digest"] for report in reports}) == 1
+    assert reports[0]["losses"] == reports[1]["losses"] == reports[2]["losses"]
+    assert [len(report["incidents"]) > 0 for report in reports] == [False, True, True]
+
+
+@pytest.mark.long
 def test_another_layout_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     runs = [
         ("whole", ["--workers", "1", "--stages", "1", "--steps", "6"]),

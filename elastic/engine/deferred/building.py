@@ -14,7 +14,6 @@ from elastic.engine import randomness
 from elastic.engine.deferred.recipe import Recipe
 from elastic.engine.deferred.recording import Tape, recording
 from elastic.errors import TrainerError
-from elastic.memory import device
 from elastic.memory.tensors import hollow
 
 Built: TypeAlias = "nn.Module | Sequence[nn.Module]"
@@ -40,9 +39,7 @@ def is_deferred(model: Any) -> bool:
 
 
 def build(model: Builder | Sequence[Builder], seed: int) -> tuple[Built, Recipe]:
-    """Calls the functions, and returns the model with parameters that have no memory, and the recipe of its initial values.
-
-    Buffers, and parameters that are not trained, get their values at once. Generators are keyed by the seed meanwhile.
+    """Calls the functions, and returns the model on meta, and the recipe of its initial values. Generators are keyed by the seed meanwhile.
 
     Raises:
         TrainerError: if the model cannot be built without values, or a tensor in it would stay without.
@@ -58,9 +55,7 @@ def build(model: Builder | Sequence[Builder], seed: int) -> tuple[Built, Recipe]
     named = dict(_tensors(root))
     _refuse_aliases(tape, root)
     places = {name: (tape.ref(tensor), where.get(id(tensor), 0)) for name, tensor in named.items() if tensor.is_meta}
-    recipe = Recipe(tape, places, seed)
-    _replace(root, {id(tensor): (name, tensor) for name, tensor in named.items() if tensor.is_meta}, recipe)
-    return built, recipe
+    return built, Recipe(tape, places, seed)
 
 
 def _built(tape: Tape, model: Builder | Sequence[Builder]) -> Built:
@@ -130,14 +125,21 @@ def _refuse_aliases(tape: Tape, root: nn.Module) -> None:
             )
 
 
-def _replace(root: nn.Module, known: dict[int, tuple[str, torch.Tensor]], recipe: Recipe) -> None:
-    """Puts tensors that can be computed with in the place of those on meta; one for each, however often it is used."""
+def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
+    """Puts tensors that can be computed with in the place of those on meta; one for each, however often it is used.
+
+    Trained parameters are tensors without memory; all others get what `value(name)` returns.
+
+    Raises:
+        TrainerError: for a tensor on meta that is neither a parameter nor a buffer.
+    """
+    known = {id(tensor): name for name, tensor in _tensors(root) if tensor.is_meta}
+    originals = [tensor for _, tensor in _tensors(root)]  # alive, so that no other tensor gets the address of one
     made: dict[int, torch.Tensor] = {}
 
     def instead(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
-            name, _ = known[id(tensor)]
-            made[id(tensor)] = _stand_in(name, tensor, recipe)
+            made[id(tensor)] = _stand_in(known[id(tensor)], tensor, value)
         return made[id(tensor)]
 
     for path, module in root.named_modules():
@@ -145,21 +147,20 @@ def _replace(root: nn.Module, known: dict[int, tuple[str, torch.Tensor]], recipe
             for name, tensor in tensors.items():
                 if tensor is not None and id(tensor) in known:
                     tensors[name] = instead(tensor)  # pyright: ignore[reportArgumentType]
-        for attribute, value in vars(module).items():
+        for attribute, held in vars(module).items():
             if attribute not in ("_parameters", "_buffers", "_modules"):
-                _refuse_attribute(path, module, attribute, value)
+                _refuse_attribute(path, module, attribute, held)
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
+    del originals
 
 
-def _stand_in(name: str, tensor: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def _stand_in(name: str, tensor: torch.Tensor, value: Callable[[str], torch.Tensor]) -> torch.Tensor:
     if not isinstance(tensor, nn.Parameter):
-        return device.placed(recipe.value(name))
+        return value(name)
     later = tensor.requires_grad and tensor.numel()
     with torch.no_grad() if not later else nullcontext():
-        found = nn.Parameter(
-            hollow(tensor.shape, tensor.dtype) if later else device.placed(recipe.value(name)), requires_grad=tensor.requires_grad
-        )
+        found = nn.Parameter(hollow(tensor.shape, tensor.dtype) if later else value(name), requires_grad=tensor.requires_grad)
     vars(found).update(vars(tensor))
     return found
 

@@ -52,8 +52,10 @@ class Recipe:
         ref, _ = self._places[name]
         return ref.shape, ref.dtype
 
-    def value(self, name: str) -> torch.Tensor:
+    def value(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """Computes a tensor's initial value, on the host. Draws do not change the state of any generator.
+
+        `into` is flat host memory of its size and dtype, in which the value is made if possible, so that it takes no other memory.
 
         Raises:
             TrainerError: if nothing gives some of its elements a value.
@@ -64,11 +66,17 @@ class Recipe:
         if ref.storage not in self._origin:
             raise self._without(name, layer)
         blank = {r.storage for index in needed if made[index].blank for _, r in made[index].creates} & self._unfilled(needed)
-        bases: dict[int, torch.Tensor] = {}
+        origin = made[self._origin[ref.storage]]
+        bases: dict[int, tuple[torch.Tensor, int]] = {}
+        if into is not None and origin.blank and origin.creates == ((0, ref),):
+            bases[ref.storage] = into, int(into.storage_offset())
+            needed.discard(self._origin[ref.storage])
+            if ref.storage in blank and into.is_floating_point():
+                into.fill_(torch.nan)
         with torch.no_grad(), randomness.kept():
             for index in sorted(needed):
                 self._repeat(index, bases, blank, name)
-            value = contiguous(part(bases[ref.storage], ref.shape, ref.strides, ref.offset))
+            value = contiguous(_part(bases, ref))
             if blank and (not value.is_floating_point() or bool(torch.isnan(value.sum()))):
                 raise self._without(name, layer)
         return value
@@ -107,12 +115,12 @@ class Recipe:
         filled = {storage for index in needed for storage in self._tape.operations[index].overwrites}
         return {ref.storage for index in needed for _, ref in self._tape.operations[index].creates} - filled
 
-    def _repeat(self, index: int, bases: dict[int, torch.Tensor], blank: set[int], name: str) -> None:
+    def _repeat(self, index: int, bases: dict[int, tuple[torch.Tensor, int]], blank: set[int], name: str) -> None:
         operation = self._tape.operations[index]
 
         def real(value: Any) -> Any:
             if isinstance(value, Ref):
-                return part(bases[value.storage], value.shape, value.strides, value.offset)
+                return _part(bases, value)
             return device.CPU if isinstance(value, torch.device) and value.type == "meta" else value
 
         if index in self._draws:
@@ -125,12 +133,18 @@ class Recipe:
                 raise TrainerError(f"the initial value of {name} cannot be computed later: {operation.name} differs on meta. {_REMEDY}")
             if ref.storage in blank and found.is_floating_point():
                 found.fill_(torch.nan)
-            bases[ref.storage] = found
+            bases[ref.storage] = found, 0
 
     def _key(self, index: int) -> tuple[int | str, ...]:
         target = _target(self._tape.operations[index])
         layer, name = self._names.get(target, (-1, f"operation {index}"))
         return "initial", self._seed, layer, name, self._draws[index]
+
+
+def _part(bases: Mapping[int, tuple[torch.Tensor, int]], ref: Ref) -> torch.Tensor:
+    """Returns a tensor in real memory. A storage of the recording begins at an offset of the memory that a tensor lies in."""
+    base, begins = bases[ref.storage]
+    return part(base, ref.shape, ref.strides, begins + ref.offset)
 
 
 def _target(operation: Operation) -> int:
