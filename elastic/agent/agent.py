@@ -42,7 +42,7 @@ from elastic.agent.takeover import Takeover
 from elastic.agent.witnesses import LifeSigns
 from elastic.comm.tls import Tls
 from elastic.control.outcome import failed
-from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
+from elastic.errors import ElasticError, EtcdUnavailable, HostLost, JobFailed, NameLost
 from elastic.host import signals
 from elastic.host.channel import Channel, Message
 from elastic.host.facts import HostFacts
@@ -318,9 +318,13 @@ class Agent:
         elif self._computed is not None and self._admissions is not None:
             self._admissions.measured(self._computed)
 
-    def _broken(self, why: str) -> None:
-        """Ends the job on this host, where no more workers can be started. Other hosts go on with a job that trains already."""
-        self._end({"type": "rejoin", "why": why} if self._trains and self._start.sharing is not None else failed(JobFailed, why))
+    def _broken(self, why: str, died: bool) -> None:
+        """Ends the job on this host, where no more workers can be started. Other hosts go on with a job that trains already.
+
+        If the fork server has `died` before, that is no fault of the job.
+        """
+        shared = self._start.sharing is not None
+        self._end({"type": "rejoin", "why": why} if self._trains and shared else failed(HostLost if died and shared else JobFailed, why))
 
     def _end(self, outcome: Message) -> None:
         if self.outcome is None:

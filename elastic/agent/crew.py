@@ -37,7 +37,8 @@ class Crew:
     `spec` makes the WorkerSpec, as JSON, of a worker from its number and its role.
 
     `ready` is called once, when workers can be forked; `heard` with every message of a worker; `ended` when a worker is gone and reaped,
-    after its last message; `broken` with the reason when no more workers can be started. Nothing is called back after `close`.
+    after its last message; `broken` with the reason when no more workers can be started, and whether the fork server
+    has died. Nothing is called back after `close`.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Crew:
         ready: Callable[[], None],
         heard: Callable[[WorkerProcess, Message], None],
         ended: Callable[[WorkerProcess], None],
-        broken: Callable[[str], None],
+        broken: Callable[[str, bool], None],
     ) -> None:
         self.workers: dict[int, ForkedWorker] = {}
         self._loop = loop
@@ -174,10 +175,10 @@ class Crew:
                 if not worker.unreaped:
                     self._check_ended(worker)
             else:
-                self._broken(f"the workers could not be started:\n{message['message']}")
+                self._broken(f"the workers could not be started:\n{message['message']}", False)
         if self._forks.closed:
             self._loop.forget(self._forks)
-            self._broken("the fork server, parent of the workers, died; the system may be out of memory")
+            self._broken("the fork server, parent of the workers, died; the system may be out of memory", True)
 
     def _forked(self, worker: ForkedWorker, pid: int, pidfd: int) -> None:
         worker.pid, worker.pidfd = pid, pidfd

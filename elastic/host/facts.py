@@ -24,7 +24,7 @@ class HostFacts:
 
 
 _GROUPS = Path("/sys/fs/cgroup")
-_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 def processors() -> int:
@@ -54,15 +54,19 @@ def _limits(groups: Path, group: Path) -> Iterator[int]:
 
 
 def control_groups(groups: Path, group: Path) -> Iterator[Path]:
-    """Yields the folders of this process's control group, of which `group` has the name, and of those around it up to `groups`."""
-    own = ""
-    with suppress(OSError):
-        own = next((line.split("::", 1)[1] for line in group.read_text().splitlines() if line.startswith("0::")), "")
-    path = groups / own.lstrip("/")
-    for folder in (path, *path.parents):
-        if not folder.is_relative_to(groups):
-            return
-        yield folder
+    """Yields the folders of this process's control groups that may limit memory, of which `group` has the names, and of those around them.
+
+    They are those of version 2, up to `groups`, and of version 1, up to `groups/memory`.
+    """
+    tops = {groups: "", groups / "memory": ""}
+    with suppress(OSError, ValueError):
+        for line in group.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                tops[groups / "memory" if controllers else groups] = name
+    for top, name in tops.items():
+        path = top / name.lstrip("/")
+        yield from (folder for folder in (path, *path.parents) if folder.is_relative_to(top))
 
 
 def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:

@@ -11,6 +11,12 @@ from pathlib import Path
 from elastic.host.facts import control_groups
 
 _GROUPS = Path("/sys/fs/cgroup")
+_MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups of version 2 and 1: the files of the limit and of what is used, and the line of memory.stat for the page cache."""
+
 _TRIAL_BYTES = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,10 +36,12 @@ def _free(meminfo: Path) -> Iterator[int]:
 def _left(groups: Path, group: Path) -> Iterator[int]:
     """Yields what the limits of this process's control group, and of those around it, leave."""
     for folder in control_groups(groups, group):
-        with suppress(OSError, ValueError):  # "max" is no limit
-            limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
-            cache = [line.split()[1] for line in (folder / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")]
-            yield max(0, limit - used + int(cache[0] if cache else 0))
+        for names in _MEMORY:
+            with suppress(OSError, ValueError):  # "max" is no limit
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                stat = (line.partition(" ") for line in (folder / "memory.stat").read_text().splitlines())
+                cache = [value for name, _, value in stat if name == names[2]]
+                yield max(0, limit - used + int(cache[0] if cache else 0))
 
 
 class Steal:

@@ -36,7 +36,7 @@ def crew_of(loop: Loop, heard: list[Any], monkeypatch: Any) -> tuple[Crew, socke
         ready=lambda: None,
         heard=lambda worker, message: heard.append((worker.number, message["type"])),
         ended=lambda worker: heard.append((worker.number, "ended")),
-        broken=lambda why: heard.append(why),
+        broken=lambda why, died: heard.append((why, died)),
     )
     return crew, ends[0]
 

@@ -115,6 +115,17 @@ def test_memory_that_is_free_is_the_least_of_the_machine_s_and_what_each_control
     assert available_bytes(tmp_path / "none", tmp_path / "groups", tmp_path / "none") is None
 
 
+def test_what_control_groups_of_version_1_leave_counts_too(tmp_path: Path) -> None:
+    group, inner = tmp_path / "cgroup", tmp_path / "groups" / "memory" / "job" / "step"
+    group.write_text("5:devices:/\n4:memory:/job/step\n0::/\n")
+    inner.mkdir(parents=True)
+    for folder, limit in ((inner, 9223372036854771712), (inner.parent, 5_000_000)):
+        (folder / "memory.limit_in_bytes").write_text(str(limit))
+        (folder / "memory.usage_in_bytes").write_text("3000000")
+        (folder / "memory.stat").write_text("cache 1\ninactive_file 7\ntotal_inactive_file 500000\n")
+    assert available_bytes(tmp_path / "none", tmp_path / "groups", group) == 2_500_000
+
+
 def test_steal(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text("cpu 10 0 10 70 0 0 0 10 0 0\n")

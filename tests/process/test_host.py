@@ -42,8 +42,16 @@ def test_the_least_limit_counts(tmp_path, limits, expected):
 
 def test_the_older_groups_are_known_too(tmp_path):
     meminfo, groups, group = machine(tmp_path)
-    (groups / "memory").mkdir()
-    (groups / "memory" / "memory.limit_in_bytes").write_text(str(GIB))
+    inner = groups / "memory" / "job" / "step"
+    inner.mkdir(parents=True)
+    (groups / "memory" / "memory.limit_in_bytes").write_text(str(9223372036854771712))
+    assert memory_bytes(meminfo, groups, group) == 8 * GIB
+    (groups / "memory" / "memory.limit_in_bytes").write_text(str(3 * GIB))
+    assert memory_bytes(meminfo, groups, group) == 3 * GIB
+    group.write_text("9:name=systemd:/\n4:cpu,memory:/job/step\n0::/\n")
+    (inner.parent / "memory.limit_in_bytes").write_text(str(2 * GIB))
+    assert memory_bytes(meminfo, groups, group) == 2 * GIB
+    (inner / "memory.limit_in_bytes").write_text(str(GIB))
     assert memory_bytes(meminfo, groups, group) == GIB
 
 
