@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from elastic.agent.absent import AbsentAgents
 from elastic.agent.agent_link import Address, AgentLink, AgentListener
 from elastic.agent.coordinator import Coordinator
 from elastic.agent.fitness import Demand, HostReport, Unfit, unfit, warnings
@@ -22,6 +23,7 @@ from elastic.agent.loop import Loop
 from elastic.agent.remote_carrier import RemoteCarrier, aged
 from elastic.agent.start import Sharing, Start
 from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 from elastic.errors import HostRefused
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
@@ -50,6 +52,7 @@ class Admissions:
         listener: AgentListener,
         probes: LinkProbes,
         *,
+        tls: Tls | None = None,
         taking_over: bool = False,
     ) -> None:
         self._probes = probes
@@ -60,11 +63,13 @@ class Admissions:
         self._links: set[AgentLink] = set()
         self._names: dict[AgentLink, str] = {}  # of the hosts that are there
         self._local_ready = False
+        self._told_room: int | None = None
         self._taking_over = taking_over
         self._held: list[tuple[RemoteCarrier, Message]] = []  # what hosts have told before the job goes on
         self.facts: JobFacts | None = None  # what hosts know that keep workers of another coordinator
         self.steady = True  # whether no worker of such hosts waits for orders of the coordinator
         self.arrived: Callable[[], None] = lambda: None  # called for each such host
+        self._absent = AbsentAgents(loop, bytes.fromhex(sharing.secret), tls, coordinator.hosts.present, coordinator.agent_gone)
         self._address = listener.address
         listener.connected = self._connected
         coordinator.unfounded = self._unfounded
@@ -85,6 +90,7 @@ class Admissions:
 
     def close(self, outcome: Message) -> None:
         """Tells the other agents how the job has ended, unless it goes on without this agent."""
+        self._absent.close()
         for link in list(self._links):
             if outcome["type"] in ENDS:
                 link.send({"type": "outcome", "outcome": outcome})
@@ -102,8 +108,14 @@ class Admissions:
     def _check(self) -> None:
         hosts = self._coordinator.hosts
         enough = len(hosts.present) >= self._sharing.least and hosts.room >= self._start.settings.min_workers
-        if self._local_ready and not self._coordinator.founded and not self._taking_over and enough:
+        if not self._local_ready or self._coordinator.founded or self._taking_over:
+            return
+        if enough:
             self._coordinator.found()
+        elif len(hosts.present) >= self._sharing.least and hosts.room != self._told_room:
+            self._told_room, least = hosts.room, self._start.settings.min_workers
+            more = f"{least - hosts.room} more worker{'s' * (least - hosts.room > 1)}"
+            say(f"waiting for hosts with room for {more}, since the job needs {least} (min_workers)")
 
     def _connected(self, stream: Stream) -> None:
         link = AgentLink(self._loop, stream, heard=lambda message: self._hello(link, message), lost=lambda _: self._forget(link))
@@ -217,9 +229,14 @@ class Admissions:
         self._check()
 
     def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
+        _, address = self._agents.get(link, (host.name, None))
         self._forget(link)
         self._names.pop(link, None)
-        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}", silent=link.silent), link.heard_at)
+        lost = host.lose(f"{host.name}: {why}", may_return=address is not None)
+        if address is not None and lost:
+            ip, port = address
+            self._absent.ask(host, (ip, port))
+        self._coordinator.host_lost(host, lost, link.heard_at)
 
     def _report(self, host: RemoteCarrier, message: Message) -> None:
         kind = message["type"]

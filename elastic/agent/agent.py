@@ -249,7 +249,7 @@ class Agent:
         local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares, facts=facts)
         self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._etcd_thread, self._end, self._record)
         if sharing is not None and self._listener is not None and self._probes is not None:
-            self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes)
+            self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes, tls=self._tls)
             self._tell_computed()
         crew.listen()
         if self._forks and self._admissions is None:
@@ -268,7 +268,9 @@ class Agent:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
             self._taking_over = True
             self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end, self._record)
-            self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
+            self._admissions = Admissions(
+                self._loop, self._start, follower.sharing, self._role, listener, probes, tls=self._tls, taking_over=True
+            )
             self._tell_computed()
             self._admissions.facts = facts
             signs = LifeSigns(self._loop, bytes.fromhex(self._secret), follower.agents, self._tls)

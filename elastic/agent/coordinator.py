@@ -18,6 +18,7 @@ from elastic.agent.job_reports import JobReports
 from elastic.agent.last_returns import without_the_rest
 from elastic.agent.loop import Loop
 from elastic.agent.record import JobRecord
+from elastic.agent.remote_carrier import RemoteCarrier
 from elastic.agent.resources import site
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
@@ -162,6 +163,12 @@ class Coordinator:
                 self._driver.missed(worker.number, since)
         self._tell_room()
         self.ended(*lost)
+
+    def agent_gone(self, host: RemoteCarrier) -> None:
+        """Notes that the agent of a host that is lost has ended, and with it what it had in memory: nobody need wait for that."""
+        host.returns = False
+        if self._driver is not None:
+            self._driver.returns_not()
 
     def refuse(self, name: str, why: str) -> bool:
         """Goes on without a host, which is told why, and ends. Returns whether it can: not without this one."""

@@ -50,7 +50,7 @@ class AbsentHost(RemoteCarrier):
 
     def __init__(self, name: str, worker: int, why: str) -> None:
         super().__init__(None, name, 0, 0, HostFacts(processors=1))
-        self.silent = True  # as far as this agent knows
+        self.returns = True  # as far as this agent knows
         gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: {why}")
         self.workers[worker] = gone
 

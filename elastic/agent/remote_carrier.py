@@ -52,7 +52,7 @@ class RemoteCarrier:
         self.name, self.room, self.spares, self.facts = name, room, spares, facts
         self.workers: dict[int, WorkerProcess] = {}
         self.link = link
-        self.silent = False  # whether it is lost, and may come back
+        self.returns = False  # whether it is lost, and may come back with what it has in memory
         self._seen: dict[int, tuple[Observed, float]] = {}  # the newest observation of each worker, and when it came
         self._offers: dict[int, Inventory] = {}
 
@@ -135,7 +135,7 @@ class RemoteCarrier:
         return {*self._offers}
 
     def may_return(self, workers: Iterable[int]) -> bool:
-        return self.silent
+        return self.returns
 
     def note_seen(self, message: Message) -> None:
         """Notes which processes the workers have, and what they are doing."""
@@ -157,9 +157,9 @@ class RemoteCarrier:
             self._offers[report.worker] = Inventory.from_json(report.offer)
         return worker
 
-    def lose(self, why: str, *, silent: bool = False) -> list[WorkerProcess]:
-        """Notes that the host is lost, or `silent`; returns the records of its workers that had not ended."""
-        self.silent = silent
+    def lose(self, why: str, *, may_return: bool = False) -> list[WorkerProcess]:
+        """Notes that the host is lost, and whether it may come back; returns the records of its workers that had not ended."""
+        self.returns = may_return
         lost = [worker for worker in self.workers.values() if not worker.ended]
         for worker in lost:
             worker.gone, worker.unreaped, worker.lost = True, True, why

@@ -162,6 +162,11 @@ class Driver:
         step, as if they had died under this one."""
         self._dead.update(workers)
 
+    def returns_not(self) -> None:
+        """Notes that a host will not come back that may be waited for."""
+        if self.state.return_at is not None:
+            self.reopen()
+
     def reopen(self) -> None:
         """Opens an attempt although nobody has died, since workers may wait for the one that another coordinator has opened."""
         self.feed(events.Reopened())

@@ -153,7 +153,7 @@ class ViewStore:
         there, known = number(None if entry is None else entry.value), number(committed)
         if there is not None and known is not None and there >= known:
             if entry is not None and entry.value != committed and entry.value not in self._views:
-                raise Deposed(f"{self.key} names epoch {there[0]}, attempt {there[1]}, which this agent has not proposed")
+                raise Deposed(f"another agent coordinates the job: etcd has the view of epoch {there[0]}, which this one has not proposed")
             return None
         return Missing(found=Compare(key=self.key, mod_revision=entry.mod_revision if entry else 0), text=committed)
 

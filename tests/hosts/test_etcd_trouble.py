@@ -283,6 +283,25 @@ def test_of_two_followers_one_goes_on_with_a_job_that_etcd_has_forgotten(place: 
 
 
 @pytest.mark.long
+def test_a_coordinator_that_all_took_for_lost_and_nobody_succeeded_waits_for_what_they_have(place: tuple[Path, ExitStack]) -> None:
+    """They have closed their connections, and live: etcd stands still too, so nobody else is elected."""
+    etcd, job = one_etcd(place)
+    first, *others = [*job.founded(), job.host()]
+    wait_for(lambda: len(job.members(first)) == 3, *job.hosts)
+    job.advance(5)
+    etcd.signal(signal.SIGSTOP)
+    agent = json.loads((first.directory / "members.json").read_text())["agent"]
+    os.kill(agent, signal.SIGSTOP)
+    for host in others:
+        host.until("it has been silent for 2 s")
+    os.kill(agent, signal.SIGCONT)
+    wait_for(lambda: first.said.count("its connection ended") >= 2, *job.hosts)
+    etcd.signal(signal.SIGCONT)
+    wait_for(lambda: job.kinds()[:3] == ["join", "death", "join"], *job.hosts)
+    job.ends()
+
+
+@pytest.mark.long
 def test_a_coordinator_that_stands_still_while_etcd_loses_its_data_is_awaited(place: tuple[Path, ExitStack]) -> None:
     etcd, job = one_etcd(place)
     first, second = job.founded()

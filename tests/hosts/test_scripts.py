@@ -100,3 +100,12 @@ def test_a_host_that_joins_with_another_module_is_refused_and_the_job_goes_on(ho
 def test_an_agent_without_its_secret_file_says_so(hosts: Cluster) -> None:  # noqa: F811
     absent = hosts.folder / "absent"
     assert f"secret_file='{absent}' cannot be read: No such file" in hosts.host(STEPS, secret=absent).failure(2)
+
+
+def test_a_founder_says_how_many_workers_it_waits_for(hosts: Cluster) -> None:  # noqa: F811
+    first = hosts.host(4, workers=1, min_workers=3)
+    first.until("waiting for hosts with room for 2 more workers, since the job needs 3 (min_workers)")
+    second = hosts.host(4, workers=1)
+    first.until("waiting for hosts with room for 1 more worker, since the job needs 3 (min_workers)")
+    third = hosts.host(4, workers=1)
+    assert first.result() == second.result() == third.result()

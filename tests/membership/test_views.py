@@ -96,7 +96,7 @@ def test_what_etcd_has_lost_of_the_committed_view_is_known(client: EtcdClient, v
         entry = client.get(store.key)
         assert store.missing() == Missing(found=Compare(key=store.key, mod_revision=entry.mod_revision if entry else 0), text=mark(view))
     client.put(store.key, mark(newer))
-    with pytest.raises(Conflict, match="names epoch 2, attempt 0, which this agent has not proposed"):
+    with pytest.raises(Conflict, match="etcd has the view of epoch 2, which this one has not proposed"):
         store.missing()
     store.propose(newer)
     assert store.missing() is None, "a commit whose answer was lost"
