@@ -82,6 +82,9 @@ def _etcd(endpoint: EtcdEndpoint) -> Iterator[Found]:
         if old is not None:
             text, _, advice = old.removeprefix("warning: ").partition(": upgrade")
             yield _finding("etcd version", "warning", text, f"upgrade{advice}")
+        if (anybody := versions.unprotected(endpoint)) is not None:
+            text, _, advice = anybody.removeprefix("warning: ").partition(". ")
+            yield _finding("etcd login", "warning", text, advice)
     finally:
         client.close()
 

@@ -175,11 +175,11 @@ class Session:
         return client, claim
 
     def _warn(self, client: EtcdClient, endpoint: EtcdEndpoint) -> None:
-        """Warns of an etcd with known holes, once."""
+        """Warns of an etcd that others may write to, once."""
         with suppress(EtcdUnavailable):
-            sentence = versions.warning(endpoint, client.version)
-            if sentence is not None:
-                self._notices.say(sentence)
+            for sentence in (versions.warning(endpoint, client.version), versions.unprotected(endpoint)):
+                if sentence is not None:
+                    self._notices.say(sentence)
 
     def tend(self, loop: LoopLike) -> None:
         """Keeps a private etcd running from `loop`, which must be this thread's."""

@@ -1,4 +1,4 @@
-"""Warns of versions of etcd with known holes in authentication."""
+"""Warns of an etcd that others than the hosts of its jobs may write to: without a login, or of a version with known holes in logins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from elastic.membership.endpoint import EtcdEndpoint
 
 _HOLES = "CVE-2026-33413, CVE-2026-59818"
 _MENDED = {(3, 5): 32, (3, 6): 13}  # the first patch release without them
+
+
+def unprotected(endpoint: EtcdEndpoint) -> str | None:
+    """Returns a warning if this etcd is used without login or client certificate, and others may reach it; else None."""
+    if endpoint.path is not None or endpoint.user is not None or endpoint.cert is not None:
+        return None
+    return (
+        f"warning: {endpoint.title} is used without a login: anybody who reaches its port can stop this job or take its name, though not join "
+        "it or read its state. Give etcd a password (etcd='user@host:port', etcd_password_file=), or let it ask for client "
+        "certificates (etcd_cert=)"
+    )
 
 
 def warning(endpoint: EtcdEndpoint, version: str | None) -> str | None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,20 @@ def test_versions_with_holes_are_warned_of(address: str, version: str | None, wa
     sentence = versions.warning(EtcdEndpoint.parse(address), version)
     assert (sentence is not None) == warned
     assert sentence is None or "upgrade it to 3.5.32 or 3.6.13" in sentence
+
+
+@pytest.mark.parametrize(
+    ("address", "cert", "warned"),
+    [
+        ("127.0.0.1:1", None, True),
+        ("a:1,b:2", None, True),
+        ("a:1", "c.pem", False),
+        ("me:word@a:1", None, False),
+        ("unix:/run/etcd", None, False),
+    ],
+)
+def test_an_etcd_without_a_login_is_warned_of(address: str, cert: str | None, warned: bool) -> None:
+    """Whoever writes there can stop the job: it takes a forged view for that of another coordinator."""
+    sentence = versions.unprotected(replace(EtcdEndpoint.parse(address), cert=cert))
+    assert (sentence is not None) == warned
+    assert sentence is None or "anybody who reaches its port can stop this job" in sentence
