@@ -15,9 +15,9 @@ def unprotected(endpoint: EtcdEndpoint) -> str | None:
     if endpoint.path is not None or endpoint.user is not None or endpoint.cert is not None:
         return None
     return (
-        f"warning: {endpoint.title} is used without a login: anybody who reaches its port can stop this job or take its name, though not join "
-        "it or read its state. Give etcd a password (etcd='user@host:port', etcd_password_file=), or let it ask for client "
-        "certificates (etcd_cert=)"
+        f"warning: {endpoint.title} is used without a login: anybody who reaches its port can stop this job or take its name, but not join "
+        "it or read its state. Give etcd a password (etcd='user@host:port', etcd_password_file=), or let it ask for client certificates "
+        "(etcd_cert=)"
     )
 
 
