@@ -265,7 +265,8 @@ class Agent:
         elif facts is None or (mark is None and facts.committed == (0, 0)):  # workers may wait for a first view that nobody makes
             self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
         else:
-            say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
+            gone = "has left" if follower.left == follower.before else "is lost"
+            say(f"host {follower.before} {gone}: this host, {self._name}, coordinates the job now")
             self._taking_over = True
             self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end, self._record)
             self._admissions = Admissions(

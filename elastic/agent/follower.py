@@ -84,6 +84,7 @@ class Follower:
         self.before: str | None = None  # the agent that was the coordinator last
         self.agents: dict[str, Address] = {}  # where agents of the job could be dialled, also of hosts that are lost
         self.lost_because = "its agent is gone"  # how it was noticed that that one is lost
+        self.left: str | None = None  # the coordinator that has left as it was asked to
         self.alone_since = time.monotonic()  # since when there is no coordinator
         self._probes, self._elected, self._etcd_thread = probes, elected, etcd_thread
         self._check: NodeCheck | None = None
@@ -246,7 +247,8 @@ class Follower:
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
         self._silent = self.before if self._link is not None and self._link.silent else None
         self._link, self._awaited, self._told, self.lost_because = None, False, False, why
-        say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
+        if self.left != self.before:
+            say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
         self.begin()
 
     def _send(self, message: Message) -> None:
@@ -262,6 +264,8 @@ class Follower:
         elif kind == "refused":
             kind = HostUnfit if message["kind"] == HostUnfit.__name__ else HostRefused
             self._end(failed(kind, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
+        elif kind == "leaves":
+            self.left = self.before
         elif kind in ("outcome", "drained"):
             self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
         elif kind == "agent":

@@ -201,3 +201,5 @@ def test_a_host_that_is_asked_to_end_hands_over_what_it_owns_and_no_step_is_take
     assert stays.result() == calm(STEPS * 4)
     assert [(each["kind"], each["steps_redone"], each["micro_batches_kept"]) for each in stays.incidents] == [("drain", 0, 0)]
     assert "is drained" in stays.incidents[0]["why"]
+    assert "is lost" not in stays.said
+    assert ("has left: this host" in stays.said) == (leaver == 0)
