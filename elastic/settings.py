@@ -48,6 +48,8 @@ SEGMENTS = "ELASTIC_SEGMENTS"
 RACK = "ELASTIC_RACK"
 """The rack in which this host stands, where `rack=` does not say it."""
 
+MOST_COPIES = 16
+
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
 DVFS = ("off", "speed", "energy")
@@ -63,7 +65,8 @@ class JobSettings:
     Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies, `spares` more wait on this host to replace one at
     once, `rebalance` shifts work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the
     host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
-    progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the
+    progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `copies` is how many copies of the state there
+    are in all, each on another host. `plan` is the saved plan to begin with, in the
     form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `dvfs` says what GPU clocks are
     chosen for, one of DVFS. `device` is the kind of device that workers compute on, as torch names it, or "auto"; `workers_per_device`
     share one. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers` are those of
@@ -85,6 +88,7 @@ class JobSettings:
     exact: bool = True
     respawn: bool = True
     spares: int = 0
+    copies: int = 2
     rebalance: bool = True
     memory: int | None = None
     stopped_after: float | None = 1.0
@@ -115,6 +119,11 @@ class JobSettings:
             raise SettingsError(f"spares={self.spares!r}: use a whole number of at least 0")
         if self.spares and not self.respawn:
             raise SettingsError(f"spares={self.spares} are new workers, which respawn=False forbids: leave one of the two out")
+        if not isinstance(self.copies, int) or isinstance(self.copies, bool) or not 1 <= self.copies <= MOST_COPIES:
+            raise SettingsError(
+                f"copies={self.copies!r}: use a whole number from 1 (the state itself, and no further copy) to {MOST_COPIES}. Each copy is "
+                "on another host, and takes memory there"
+            )
         for field, what in (("stopped_after", "stopped"), ("hung_after", "hung")):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, int | float) and value > 0):

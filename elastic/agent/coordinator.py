@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from elastic.agent import live, requests
 from elastic.agent.background import Background
+from elastic.agent.copies import copies_said
 from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
@@ -91,6 +92,7 @@ class Coordinator:
         self._power: JobPower | None = None
         if start.sharing is None:
             self._power = JobPower(start.settings.name, MODES.get(start.settings.dvfs), Path(start.directory), say)
+        self._copies: int | None = None  # so many copies of the state there are
         self.facts: JobFacts | None = None  # what another agent needs to take over
 
     @property
@@ -537,6 +539,7 @@ class Coordinator:
 
     def _drive(self, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:
         self.hosts.freeze(founder.code)
+        self._copies = None if resumed is None else view.copies_kept
         self._driver = Driver(self._world(), settings, view, founder, resumed)
         if self._stopping:
             self._driver.stop()
@@ -565,6 +568,9 @@ class Coordinator:
 
     def _committed(self, view: View) -> None:
         self.record.view(view)
+        if (sentence := copies_said(view, self._copies, shared=self._start.sharing is not None)) is not None:
+            say(sentence)
+        self._copies = view.copies_kept
         if self._power is not None:
             self._power.committed(view)
         if not self._loop.timing("live"):
@@ -580,7 +586,7 @@ class Coordinator:
         state = None if self._driver is None else self._driver.state
         members = self._founders.numbers if state is None else (state.participants or state.live)
         at = [self.hosts.host_of(number) for number in members]
-        return site(self.hosts.present.values(), at, self._settings.threads, self._spare_bytes)
+        return site(self.hosts.present.values(), at, self._settings.threads, self._spare_bytes, self._settings.copies)
 
     def seen(self, view: View) -> None:
         """Handles a view that is committed in etcd."""

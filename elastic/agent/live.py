@@ -53,6 +53,8 @@ def standing(coordinator: Coordinator) -> dict[str, Any]:
         "layout": "" if view is None else view.plan.summary,
         "stages": [] if view is None else [[s.layers.start, s.layers.stop, list(s.members)] for s in view.plan.stages],
         "copies": "" if view is None else view.copies,
+        "copies_kept": None if view is None else view.copies_kept,
+        "copies_wanted": None if view is None else view.site.copies,
         "coordinator": hosts.local.name,
         "incidents": 0 if driver is None else len(driver.incidents),
         "hosts": [

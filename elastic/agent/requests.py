@@ -78,6 +78,8 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
         "wanted": hosts.room,
         "spares_wanted": hosts.spares,
         "copies": "" if view is None else view.copies,
+        "copies_kept": None if view is None else view.copies_kept,
+        "copies_wanted": None if view is None else view.site.copies,
         "hosts": [
             {
                 "name": host.name,

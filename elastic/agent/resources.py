@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from elastic.agent.hosts import HostCarrier
 
 
-def site(hosts: Iterable[HostCarrier], members: Iterable[str], threads: int, spare_bytes: int) -> Site:
-    """Returns the resources for members that use so many `threads`. `members` has the host of each; a spare takes `spare_bytes`."""
+def site(hosts: Iterable[HostCarrier], members: Iterable[str], threads: int, spare_bytes: int, copies: int = 2) -> Site:
+    """Returns the resources for members that use so many `threads`. `members` has the host of each; a spare takes `spare_bytes`. The job
+    wants so many `copies` of its state."""
     hosts, at = [*hosts], Counter(members)
     memory = {
         host.name: max(0, host.facts.memory - int(_spares(host, at[host.name]) * spare_bytes / SHARE))
@@ -22,7 +23,8 @@ def site(hosts: Iterable[HostCarrier], members: Iterable[str], threads: int, spa
         if host.facts.memory is not None
     }
     places = {host.name: host.facts.processors / threads for host in hosts}
-    return Site(places=places, memory=memory, racks={host.name: host.facts.rack for host in hosts if host.facts.rack is not None})
+    racks = {host.name: host.facts.rack for host in hosts if host.facts.rack is not None}
+    return Site(places=places, memory=memory, racks=racks, copies=copies)
 
 
 def _spares(host: HostCarrier, members: int) -> int:

@@ -23,6 +23,7 @@ def agent(
     etcd_password_file: Annotated[Path | None, typer.Option(help="The password of etcd's user, readable by you alone.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes on this host.")] = 2,
     spares: Annotated[int, typer.Option(help="Further processes on this host that wait to replace a lost worker at once.")] = 0,
+    copies: Annotated[int, typer.Option(help="Copies of the state in all, each on another host; with 3, any two may be lost.")] = 2,
     hosts_min: Annotated[int, typer.Option(help="How many hosts found the job; later ones join it.")] = 1,
     interface: Annotated[str | None, typer.Option(help="This host's IP address for the others; by default that towards etcd.")] = None,
     rack: Annotated[
@@ -60,6 +61,7 @@ def agent(
         etcd_password_file=etcd_password_file,
         name=job,
         spares=spares,
+        copies=copies,
         hosts_min=hosts_min,
         interface=interface,
         rack=rack,

@@ -55,7 +55,14 @@ def status(
         workers, spares = (" ".join(map(str, host[kind])) for kind in ("workers", "spares"))
         table.add_row(host["name"], host["rack"] or "", str(host["room"]), workers, spares, ", ".join(marks))
     console.print(table)
-    console.print(f"second copies of the state: {_COPIES[told['copies']]}")
+    console.print(_copies(told))
+
+
+def _copies(told: dict[str, Any]) -> str:
+    """Returns how many copies of the state there are, and where."""
+    kept, wanted = told["copies_kept"], told["copies_wanted"]
+    few = f" ({kept} copies in all)" if kept == wanted else f" ({kept} cop{'y' if kept == 1 else 'ies'} in all, and {wanted} are wanted)"
+    return f"{'second' if wanted == 2 else 'further'} copies of the state{few if kept is not None else ''}: {_COPIES[told['copies']]}"
 
 
 def scale(

@@ -38,7 +38,7 @@ from elastic.settings import JobSettings, agent_environment, best_isa, byte_coun
 _AGENT_EXIT_S = 8.0
 _RESTARTS, _RESTART_S = 3, 60.0  # an agent of a shared job is restarted so often within this time
 _COMPARED = (
-    *("args", "stages", "min_workers", "threads", "seed", "respawn", "rebalance", "stopped_after", "hung_after", "memory"),
+    *("args", "stages", "min_workers", "threads", "seed", "respawn", "rebalance", "stopped_after", "hung_after", "memory", "copies"),
     *("device", "workers_per_device"),
 )
 
@@ -79,6 +79,7 @@ def run(
     seed: int = 0,
     respawn: bool = True,
     spares: int = 0,
+    copies: int = 2,
     rebalance: bool = True,
     memory: int | str | None = None,
     stopped_after: float | None = 1.0,
@@ -130,6 +131,9 @@ def run(
         spares: number of further processes on this host that are started, have built the model and have run its layers once. One of them
             joins at once when a worker is lost (or on `elastic scale`), and a new spare is started for it. It takes no processor time while
             it waits, and memory for one model.
+        copies: how many copies of the state there are in all, each on another host as far as there are so many. With 2, one host may be
+            lost at a time, with 3 any two at the same moment; with 1 the job goes back to a checkpoint. A copy takes memory for the state
+            of the step and of the one before, and gradients are sent to it. On one host there is one, in memory that outlives workers.
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
         memory: limit of one worker's memory, in bytes or a text such as `2GiB`; by default an even share of nine tenths of the memory of
             its host or control group. The planner refuses stages that need more.
@@ -212,6 +216,7 @@ def run(
         seed=seed,
         respawn=respawn,
         spares=spares,
+        copies=copies,
         rebalance=rebalance,
         memory=None if memory is None else byte_count(memory),
         stopped_after=stopped_after,

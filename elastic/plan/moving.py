@@ -1,7 +1,7 @@
 """Estimates the cost of a change of plan from the two plans alone: the bytes that each worker receives, and the seconds.
 
 The exact transfers follow from layouts and inventories. The estimate assumes that ownership is spread evenly, and copies too: each of n
-workers keeps 1 / (n - 1) of what another one owns.
+workers keeps r / (n - 1) of what another one owns, if there are r replicas.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
     received = {worker: 0.0 for stage in new for worker in stage.members}
     before = {layer: held for stage in old.stages for held in (frozenset(stage.members),) for layer in stage.layers}
     known = set(old.workers)
-    lacked = 1 - 1 / (len(known) - 1) if len(known) > 1 else 0.0
+    replicas = max(1, fleet.replicas)
+    lacked = max(0.0, 1 - replicas / (len(known) - 1)) if len(known) > 1 else 0.0
     for stage in new:
         share = 1 / len(stage.members)
         for layer in stage.layers:
@@ -41,7 +42,7 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
         lost = len(known.difference(received)) / len(known)
         whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
         for worker in received:
-            received[worker] += lost * whole / len(received)
+            received[worker] += lost * replicas * whole / len(received)
     most: dict[str, float] = {}  # by host: its workers have the same links
     for worker, size in received.items():
         most[fleet.host(worker)] = max(size, most.get(fleet.host(worker), 0.0))

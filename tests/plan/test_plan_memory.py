@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from plan_strategies import few, fleet
 
 from elastic.errors import PlanError
+from elastic.plan.fleet import Fleet
 from elastic.plan.memory import need, needs, readable, shortfall, subtrees
 from elastic.plan.plan import Stage
 from elastic.plan.planner import fastest, staying
+from elastic.plan.site import Site
 from elastic.plan.uneven import divide_within
 from elastic.plan.workload import LayerCost, Workload
 
@@ -34,6 +36,38 @@ def test_what_is_needed_is_the_sum_of_what_is_kept():
     assert found.activations == 2 * (200_000 + 10_000)
     assert str(found).startswith("8 MB parameters, ")
     assert need(workload(), range(6), members=1, workers=1, ahead=1, grains=8).replicas == 0
+
+
+def test_each_further_copy_of_the_state_is_counted():
+    one, two, three = (need(workload(), range(2, 4), 2, 6, 2, 4, replicas=replicas) for replicas in range(3))
+    assert (one.replicas, one.kept_copy) == (0, 0)
+    assert three.replicas == 2 * two.replicas > 0
+    assert three.total - two.total == two.replicas
+    stages, routes = [Stage(layers=range(6), members=(0, 1, 2))], [(0, 0, 0, 1, 1, 1, 2, 2)]
+    kept = [needs(workload(), stages, routes, replicas=replicas)[0].replicas for replicas in range(4)]
+    assert kept == [0, kept[1], 2 * kept[1], 3 * kept[1]]
+
+
+def of_hosts(hosts: str, copies: int, memory: int | None = None) -> Fleet:
+    limits = {} if memory is None else dict.fromkeys(range(len(hosts)), memory)
+    return Fleet(workers=(0, 1, 2), hosts=dict(enumerate(hosts)), site=Site(copies=copies), memory=limits, outlive=True)
+
+
+@pytest.mark.parametrize(
+    ("copies", "hosts", "replicas"), [(1, "abc", 0), (2, "abc", 1), (3, "abc", 2), (3, "aab", 1), (3, "aaa", 0), (9, "abc", 2)]
+)
+def test_a_fleet_keeps_as_many_copies_as_it_has_hosts(copies: int, hosts: str, replicas: int):
+    assert of_hosts(hosts, copies).replicas == replicas
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_plan_must_fit_with_all_its_copies(copies: int):
+    stages, routes = [Stage(layers=range(6), members=(0, 1, 2))], [(0, 0, 0, 1, 1, 1, 2, 2)]
+    needed = round(max(each.total for each in needs(workload(), stages, routes, replicas=copies - 1, outlive=True).values())) + 1
+    assert len(fastest(of_hosts("abc", copies, needed), workload(), 1).stages) == 1
+    if copies < 3:
+        with pytest.raises(PlanError, match="does not fit into memory"):
+            fastest(of_hosts("abc", copies + 1, needed), workload(), 1)
 
 
 def test_a_model_that_fits_nowhere_says_where_and_by_how_much():

@@ -1,4 +1,4 @@
-"""A train function whose workers lose a host of theirs at given moments."""
+"""A train function whose workers lose hosts of theirs at given moments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from elastic.host.rundir import RunDirectory
 from tests.recovery import outliving, simulated_hosts
 
 
-def train(job: Any, folder: str, case: str, steps: int, fates: dict[str, list[Any]], lost: int) -> Any:
-    """`fates` are those of `outliving.train`; whenever several workers die at once, host `lost` is lost with what they have in memory."""
+def train(job: Any, folder: str, case: str, steps: int, fates: dict[str, list[Any]], lost: list[int]) -> Any:
+    """`fates` are those of `outliving.train`; whenever several workers die at once, hosts `lost` are lost with what they have in memory."""
     job.host, job.interface = simulated_hosts.name_of(job.worker), "127.0.0.1"
     end = outliving.end
 
@@ -25,7 +25,7 @@ def train(job: Any, folder: str, case: str, steps: int, fates: dict[str, list[An
         members = json.loads(RunDirectory(Path(job.directory)).members.read_text())["members"]
         newest = max([job.worker, *(member["worker"] for member in members)])
         with Path(os.environ[simulated_hosts.LOST]).open("a") as file:
-            file.write(f"{lost} {newest + 1}\n")
+            file.writelines(f"{host} {newest + 1}\n" for host in lost)
 
     outliving.end = ended
     return outliving.train(job, folder, case, steps, fates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(folder: Path, fates: dict[int, list[Any]], case: str = "adamw", *, lost: int = 1, **options: Any) -> elastic.JobResult:
-    """Runs a job of four workers; those that die on host `lost` take their memory with them. No state is lost, and no checkpoint read."""
+def run(folder: Path, fates: dict[int, list[Any]], case: str = "adamw", *, lost: Sequence[int] = (1,), **options: Any) -> elastic.JobResult:
+    """Runs a job of four workers; those that die on hosts `lost` take their memory with them. No state is lost, and no checkpoint read."""
     expected = calm(case)
     options = {"workers": 4, "stages": 2, **options}
-    arguments = [str(folder), case, STEPS, {str(worker): fate for worker, fate in fates.items()}, lost]
+    arguments = [str(folder), case, STEPS, {str(worker): fate for worker, fate in fates.items()}, list(lost)]
     result = elastic.run(losing.train, args=arguments, directory=folder / "run", rebalance=False, **options)
     assert result.value == expected
     assert (folder / "lost").exists(), "the host was not lost"
@@ -104,4 +105,57 @@ def test_random_losses_of_a_host_and_of_workers_of_the_other_one(hosts: Path, se
     if choice.random() < 0.5:
         when = ["enter", step, 1, "forward", None] if choice.random() < 0.5 else ["enter", None, 1, choice.choice(RECOVERY_PHASES), None]
         fates[choice.choice(left)] = when
-    run(hosts, fates, choice.choice(["adamw", "batchnorm", "average, momentum", "scheduler, objects, tied"]), lost=lost)
+    run(hosts, fates, choice.choice(["adamw", "batchnorm", "average, momentum", "scheduler, objects, tied"]), lost=[lost])
+
+
+@pytest.fixture
+def four(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers are on four hosts."""
+    monkeypatch.setenv(simulated_hosts.COUNT, "4")
+    return hosts
+
+
+@pytest.mark.parametrize("others", [[], pytest.param([0, 4], marks=pytest.mark.long)])
+@pytest.mark.parametrize("phase", [each if each == "apply" else pytest.param(each, marks=pytest.mark.long) for each in STEP_PHASES])
+def test_two_of_four_hosts_are_lost_at_once(four: Path, phase: str, others: list[int]) -> None:
+    """With three copies, also with all workers of a third host, whose memory stays."""
+    victims = sorted([1, 3, 5, 7, *others]) if others else [1, 3]
+    workers = 8 if others else 4
+    result = run(four, {3: ["enter", 4, 1, phase, victims]}, lost=[1, 3], copies=3, workers=workers)
+    assert died(result) == victims
+
+
+def test_two_hosts_are_one_too_many_for_two_copies(four: Path) -> None:
+    """Each host has the copy of its neighbour's state."""
+    with pytest.raises(elastic.errors.CoverageLost, match="more workers were lost at once than there are copies"):
+        run(four, {2: ["enter", 4, 1, "forward", [1, 2]]}, lost=[1, 2], stages=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("phase", RECOVERY_PHASES)
+def test_a_second_host_is_lost_in_the_recovery_from_the_loss_of_the_first(four: Path, phase: str) -> None:
+    """Three copies: what the second one kept for the first is with a third one too. Workers that recover are all lost together."""
+    result = run(four, {2: ["enter", 4, 2, "backward", None], 3: ["enter", None, 1, phase, [1, 3]]}, "batchnorm", lost=[1, 2, 3], copies=4)
+    assert died(result) == [1, 2, 3]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(30))
+def test_random_losses_of_any_two_of_four_hosts(four: Path, seed: int) -> None:
+    """With three copies: two hosts and some workers of the others at a random moment, often while another worker's death is recovered.
+
+    With one worker a host, only two hosts: a host whose workers all die goes on with new ones, which here may belong to other hosts.
+    """
+    choice = random.Random(seed)
+    per_host, lost = choice.choice([1, 2]), sorted(choice.sample(range(4), 2))
+    workers = range(4 * per_host)
+    gone = [worker for worker in workers if worker % 4 in lost]
+    left = [worker for worker in workers if worker % 4 not in lost]
+    phase, step = choice.choice(STEP_PHASES), choice.randrange(1, STEPS - 1)
+    victims = sorted([*gone, *choice.sample(left, choice.randrange(len(left)) if per_host > 1 else 0)])
+    fates = {choice.choice(gone): ["enter", step, choice.randrange(1, 3) if phase in ("forward", "backward") else 1, phase, victims]}
+    if per_host > 1 and choice.random() < 0.5:
+        when = ["enter", step, 1, "forward", None] if choice.random() < 0.5 else ["enter", None, 1, choice.choice(RECOVERY_PHASES), None]
+        fates[choice.choice(left)] = when
+    case = choice.choice(["adamw", "batchnorm", "average, momentum", "scheduler, objects, tied"])
+    run(four, fates, case, lost=lost, copies=3, workers=len(workers))

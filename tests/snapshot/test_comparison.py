@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,3 +141,16 @@ def test_a_replica_of_the_same_step_can_clear_a_copy_but_not_be_outvoted(owner: 
     copies += [Copied(worker=1 + i, role="gathered", digests={PARAM: each}, **run) for i, each in enumerate(gathered)]
     (difference,) = judged(copies)
     assert [copy.role for copy in difference.wrong] == wrong
+    (further,) = judged([*copies, replace(copies[1], worker=10)])  # another replica that got the same gradient shows no more
+    assert further.wrong == difference.wrong
+
+
+def test_replicas_that_differ_from_each_other_show_nothing() -> None:
+    run = {"owner": 0, "layer": 0, "start": 0, "stop": 64, "step": 3}
+    one, other = (Copied(worker=9 + i, role="replica", digests={PARAM: value}, **run) for i, value in enumerate("ab"))
+    for owner in "abc":
+        owned = Copied(worker=0, role="live", digests={PARAM: owner}, **run)
+        gathered = [Copied(worker=1 + i, role="gathered", digests={PARAM: "a"}, **run) for i in range(3)]
+        for copies in ([owned, one, other], [owned, *gathered, one, other]):
+            (difference,) = judged(copies)
+            assert difference.wrong == ()
