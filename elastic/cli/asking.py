@@ -24,8 +24,9 @@ _COPIES = {
     "other racks": "each in another rack",
     "other hosts": "each on another host; a rack that is lost as a whole takes both copies with it if it has both hosts",
     "workers": "each with another worker of the same host",
-    "": "none: the state is in the memory of one host, which outlives its workers",
+    "": "none: the state of workers is in the memory of their own host, which outlives them",
 }
+_APART = "each on another host, and in another rack as long as there are enough"
 
 
 def status(
@@ -61,8 +62,13 @@ def status(
 def _copies(told: dict[str, Any]) -> str:
     """Returns how many copies of the state there are, and where."""
     kept, wanted = told["copies_kept"], told["copies_wanted"]
-    few = f" ({kept} copies in all)" if kept == wanted else f" ({kept} cop{'y' if kept == 1 else 'ies'} in all, and {wanted} are wanted)"
-    return f"{'second' if wanted == 2 else 'further'} copies of the state{few if kept is not None else ''}: {_COPIES[told['copies']]}"
+    several = (kept or 0) > 2 and told["copies"] in ("other racks", "other hosts")
+    where = _APART if several else _COPIES[told["copies"]]
+    if kept == wanted and (kept is None or kept == 2):
+        return f"second copies of the state: {where}"
+    if kept == wanted:
+        return f"further copies of the state ({kept} cop{'y' if kept == 1 else 'ies'} in all): {where}"
+    return f"further copies of the state ({kept} cop{'y' if kept == 1 else 'ies'} in all, and {wanted} are wanted): {where}"
 
 
 def scale(

@@ -44,6 +44,13 @@ def lose(victims: list[Host]) -> list[int]:
     return sorted(member["worker"] for member in own)
 
 
+def stop(hosts: Cluster) -> None:  # noqa: F811
+    """Stops the job, and waits until its hosts have ended: they write into their directories until then."""
+    asked(hosts, "stop", "job")
+    for host in hosts.started:
+        host.process.wait(60)
+
+
 def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -53,7 +60,7 @@ def test_with_three_copies_any_two_hosts_may_be_lost_at_once(hosts: Cluster, lef
     started = three(hosts, copies=3)
     shown = status(hosts)
     assert (shown["copies"], shown["copies_kept"], shown["copies_wanted"]) == ("other hosts", 3, 3)
-    assert "further copies of the state (3 copies in all): each on another host" in asked(hosts, "status", "job").stdout
+    assert "further copies of the state (3 copies in all): each on another host, and" in asked(hosts, "status", "job").stdout
     survivor = started[left]
     gone = lose([host for host in started if host is not survivor])
     assert len(gone) == 4
@@ -84,7 +91,7 @@ def test_copies_come_back_with_a_host(hosts: Cluster) -> None:  # noqa: F811
     hosts.host(100_000, {}, 0.05, workers=1)
     first.until("there are 3 copies of the state again")
     assert json.loads(asked(hosts, "status", "job", "--json").stdout)["copies_kept"] == 3
-    asked(hosts, "stop", "job")
+    stop(hosts)
 
 
 def test_a_host_that_wants_another_number_of_copies_is_refused(hosts: Cluster) -> None:  # noqa: F811
@@ -92,7 +99,7 @@ def test_a_host_that_wants_another_number_of_copies_is_refused(hosts: Cluster) -
     first.has_members()
     assert "copies" in (said := hosts.host(100_000, {}, 0.05, workers=1, copies=4).failure(2)), said
     assert re.search(r"copies=?.* 4.* 3|copies=?.* 3.* 4|copies.*3.*4|copies.*4.*3", said), said
-    asked(hosts, "stop", "job")
+    stop(hosts)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1000])
