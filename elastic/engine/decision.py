@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.comm.rounds import Payload
+from elastic.engine.loss_scale import LossScale
 from elastic.engine.norms import clip_factor, norm
 from elastic.engine.reduction import tree_sum
 from elastic.engine.stage import LossLeaf
@@ -24,7 +25,8 @@ class Apply:
     state that must be equal differ, so nobody may go on with them; `keep`: they do not, and all keep their previous copies to go back to.
     `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
-    every generator keyed.
+    every generator keyed. `scale`: the gradients were computed with losses times this; `overflowed`: they are not finite, and a smaller one
+    is tried in the next step.
     """
 
     step: int
@@ -43,6 +45,8 @@ class Apply:
     keep: bool = False
     refusal: str | None = None
     skipped: str | None = None
+    scale: float = 1.0
+    overflowed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; all are numbers and strings."""
@@ -64,18 +68,31 @@ class Wishes:
     saved: Any = None
 
 
-def decide(step: int, ready: Mapping[int, Payload], workload: Workload, *, clip_norm: float | None, lr: float, skips: bool) -> Apply:
+def decide(
+    step: int,
+    ready: Mapping[int, Payload],
+    workload: Workload,
+    *,
+    clip_norm: float | None,
+    lr: float,
+    skips: bool,
+    scale: LossScale | None = None,
+) -> Apply:
     """Decides how a step ends, from the READY message of every member."""
+    factor, overflowed = (1.0 if scale is None else scale.value), False
     leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
     bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
     denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
     refusal = None
     skipped = None
-    total = norm([arrays["squares"] for _, arrays in ready.values() if arrays]) / denominator if denominator > 0 else math.nan
+    squares = [arrays["squares"] for _, arrays in ready.values() if arrays]
+    total = norm(squares) / (denominator * factor) if denominator > 0 else math.nan
     if bad is not None:
         refusal = f"the loss of step {step}, micro-batch {bad.micro_batch} is {bad.value}: nothing of this step was applied"
     elif not denominator > 0:
         refusal = f"the weights of the loss of step {step} add up to {denominator}: nothing of this step was applied"
+    elif not math.isfinite(total) and scale is not None and scale.can_shrink:
+        skipped, overflowed = f"the gradient of step {step} is not finite with the loss scale {factor:g}, which is halved", True
     elif not math.isfinite(total):
         refusal = f"the gradient of step {step} is not finite, though its loss is: nothing of this step was applied"
     if refusal is not None and skips:
@@ -95,6 +112,8 @@ def decide(step: int, ready: Mapping[int, Payload], workload: Workload, *, clip_
         save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
         refusal=refusal,
         skipped=skipped,
+        scale=factor,
+        overflowed=overflowed,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic.engine.loss_scale import LossScale
 from elastic.memory import device
 
 
@@ -34,6 +35,7 @@ class Numerics:
     seed: int
     autocast: torch.dtype | None = None
     checkpoint: Callable[[int, nn.Module], bool] | None = None
+    scale: LossScale | None = None
 
     def precision(self) -> AbstractContextManager[Any]:
         """Returns the autocast context for one layer; casts are cached only inside it."""

@@ -201,14 +201,19 @@ class LossRunner:
         return run, LossLeaf(micro_batch=micro_batch, value=float(value.detach()), weight=weight, tokens=tokens)
 
     def backward(self, run: LayerRun) -> list[torch.Tensor | None]:
-        """Returns the gradient of the model's output, not yet divided by the total weight: the sum over micro-batches is divided once."""
+        """Returns the gradient of the model's output, times the loss scale, and not yet divided by the total weight: the sum over
+        micro-batches is divided once."""
         if run.outputs is not None and run.outputs[0].requires_grad:
             try:
-                run.outputs[0].backward()
+                run.outputs[0].backward(self._first_gradient(run.outputs[0]))
             except RuntimeError as error:
                 refuse(error, "the backward of the loss")
                 raise
         return gradients_of(run.leaves)
+
+    def _first_gradient(self, loss: torch.Tensor) -> torch.Tensor | None:
+        scale = self.numerics.scale
+        return None if scale is None else torch.full_like(loss, scale.value)
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int, share: float = 1.0) -> LossLeaf:
         """Returns the loss without a graph. `share` is the weight of the micro-batch if the loss returns none."""

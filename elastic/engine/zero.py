@@ -126,7 +126,7 @@ GradientScale = Callable[[torch.Tensor], Any]
 
 
 def scaling(denominator: float, clip: float) -> GradientScale:
-    """Divides once by the sum of weights; multiplies by the clip factor where it is below 1."""
+    """Divides once by the sum of weights, times the loss scale; multiplies by the clip factor where it is below 1."""
 
     def scale(gradient: torch.Tensor) -> None:
         if denominator != 1.0:

@@ -71,6 +71,7 @@ class Engine:
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
         self._clip_norm, self._enter, self._skips = training.clip_norm, training.enter, training.skips
+        self._scale = training.numerics.scale
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
@@ -209,7 +210,7 @@ class Engine:
         self.rest.forget("live", "gathered")
         self._contents.updates()
         if answer.skipped is None:
-            self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
+            self._optimizer.step(self._owned, scaling(answer.denominator * answer.scale, answer.clip))
         else:
             self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay the skipped step too
         running, told = self._model.running, self._told_running
@@ -362,7 +363,7 @@ class Engine:
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> dict[str, Any]:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
-        decided = decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips)
+        decided = decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips, scale=self._scale)
         differ = unlike({worker: said["copies"] for worker, (said, _) in ready.items()})
         return replace(decided, unlike=differ, keep=all(said["keeps"] for said, _ in ready.values())).to_json()
 

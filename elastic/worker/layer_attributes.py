@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -35,6 +35,18 @@ class Attributes:
         self._values: list[Any] = []
         self._sizes: list[int] = []
         self._watching = self._warned = False
+        self._included: set[str] = set()
+
+    def include(self, name: str, values: dict[str, Any], attributes: Iterable[str]) -> None:
+        """Treats these attributes of an object that is no layer as settings too, from now on; `name` stands for the layer's."""
+        self._included.add(name)
+        for attribute in attributes:
+            self._originals[f"{name}:{attribute}"] = (values, attribute, values[attribute])
+
+    def place(self, key: str) -> str:
+        """Returns the layer, or what else has the attribute, in words."""
+        layer, _, _ = key.rpartition(":")
+        return layer if layer in self._included else f"layer {layer}" if layer else "layer the model"
 
     def watch(self) -> None:
         """Starts to attribute changes to the loop body."""

@@ -33,9 +33,8 @@ class Settings:
         ]
         found += [[f"{name} of the scheduler", _text(value)] for name, value in (self.scheduler or {}).items()]
         for key, value in sorted(self.attributes.items()):
-            layer, _, name = key.partition(":")
             if value is not ABSENT and not same(value, attributes.original(key)):
-                found.append([f"{name} of layer {layer or 'the model'}", _text(value)])
+                found.append([f"{key.rpartition(':')[2]} of {attributes.place(key)}", _text(value)])
         return found
 
     def digest(self, attributes: Attributes) -> str:

@@ -22,6 +22,7 @@ from elastic.engine.cutting.layers import Layers, as_layers, uncut
 from elastic.engine.data import batches, first_samples, placing
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
+from elastic.engine.loss_scale import LossScale
 from elastic.engine.model import LayeredModel, split
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
@@ -87,6 +88,9 @@ class Trainer:
         exact: refuse whatever makes bits depend on the layout (such as buffers that a forward changes; BatchNorm's are exact).
         grains: number of parts of the batch that are summed separately; by default the largest divisor of the micro-batches up to 16.
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
+        loss_scale: multiply losses by this power of two before the backward, and divide gradients by it after, so that those in float16 do
+            not vanish; "dynamic" begins at 65536, is halved after a step whose gradient is not finite (which is skipped), and doubled after
+            2,000 finite ones, as by `torch.amp.GradScaler`. It is sent to workers that join, and saved.
         checkpoint_activations: keep only layers' inputs and recompute in backward: all layers (True), or those with `f(index, layer)` true.
         collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
         checkpoint: a directory that all hosts share, or a URL for fsspec, such as `s3://bucket/run`. The training resumes from the newest
@@ -122,6 +126,7 @@ class Trainer:
         exact: bool = True,
         grains: int | None = None,
         autocast: torch.dtype | None = None,
+        loss_scale: float | str | None = None,
         checkpoint_activations: bool | Callable[[int, nn.Module], bool] = False,
         collate: Callable[[list[Any]], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -140,6 +145,7 @@ class Trainer:
         self._modes = Modes(self._job.threads)
         micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
         check_choices(clip_norm, on_nonfinite)
+        scale = LossScale.of(loss_scale)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._batch, self._first_samples = placing(loads), first_samples(loads)
@@ -175,7 +181,7 @@ class Trainer:
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
-        numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
+        numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations), scale=scale)
         self._network = Network(
             self._job.worker,
             secret=self._job.secret,
@@ -206,7 +212,10 @@ class Trainer:
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
         self._member = RecoveryClient(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         root = self._model.root
-        history = History(self._optimizer, self._scheduler, Attributes(root), InPlace(root, instance))
+        attributes = Attributes(root)
+        if scale is not None and scale.dynamic:
+            attributes.include("the loss scale", vars(scale), ("value", "finite"))
+        history = History(self._optimizer, self._scheduler, attributes, InPlace(root, instance))
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
         self._runtime = WorkerRuntime(self._job, self._member, history, self._job.loading(self._batch), self._step_scheduler)
@@ -262,6 +271,7 @@ class Trainer:
                 "samples": self._first_samples,
                 "clip_norm": training.clip_norm,
                 "autocast": str(training.numerics.autocast),
+                "loss_scale": str(training.numerics.scale),
                 "optimizer": type(instance).__name__,
                 "groups": group_values(instance),
                 "scheduler": type(self._scheduler).__name__,
@@ -326,7 +336,15 @@ class Trainer:
         """
         self._steps.save()
 
-    def _step_scheduler(self, _: Apply) -> None:
+    @property
+    def loss_scale(self) -> float:
+        """The factor by which losses are multiplied in the next step; 1.0 without `loss_scale=`."""
+        scale = self._training.numerics.scale
+        return 1.0 if scale is None else scale.value
+
+    def _step_scheduler(self, answer: Apply) -> None:
+        if self._training.numerics.scale is not None:
+            self._training.numerics.scale.after(skipped=answer.overflowed)
         if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step()
 
