@@ -36,7 +36,7 @@ $(PEERS): $(STAMP)
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest tests/checkpoint/test_megatron.py tests/checkpoint/test_deepspeed.py tests/checkpoint/test_accelerate.py \
 	    tests/checkpoint/test_hf.py tests/checkpoint/test_convert.py tests/checkpoint/test_s3.py \
-	    tests/checkpoint/test_extra_files.py tests/checkpoint/test_naming.py tests/process/test_callbacks.py
+	    tests/checkpoint/test_extra_files.py tests/checkpoint/test_naming.py tests/process/test_callbacks.py tests/process/test_launchers.py
 
 check: venv
 	$(BIN)/ruff check .

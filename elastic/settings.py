@@ -12,7 +12,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -238,6 +239,40 @@ def agent_environment() -> dict[str, str]:
     """This process's environment, adapted for an agent. Workers get the unchanged one: their packages may need another protobuf."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_AGENT}
     return {**kept, **_AGENT_VARIABLES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchedRank:
+    """This process as torchrun, or a launcher like it, has started it: its rank of `world`, of which `on_host` are on this host."""
+
+    rank: int
+    world: int
+    on_host: int
+
+
+def launched_rank() -> LaunchedRank | None:
+    """Returns what a launcher of ranks says of this process; None if none has started it."""
+    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(text.isdecimal() for text in found):
+        return None
+    rank, world, _ = map(int, found)
+    on_host = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return LaunchedRank(rank=rank, world=world, on_host=int(on_host) if on_host.isdecimal() else world)
+
+
+@contextmanager
+def python_protobuf() -> Iterator[None]:
+    """While etcd3 is imported in a process that is no agent. Processes that this one starts get the environment unchanged."""
+    name = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
+    before = os.environ.get(name)
+    os.environ[name] = _AGENT_VARIABLES[name]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def clocks_directory() -> Path:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     ("cli",),
     ("chaos",),
+    ("torchrun",),
     ("__init__",),
     ("launch",),
     ("agent",),

@@ -26,7 +26,7 @@ from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
-from elastic.launch import limits
+from elastic.launch import limits, ranks
 from elastic.launch.callbacks import Audience
 from elastic.launch.seeing import Seeing
 from elastic.launch.sharing import read_credentials, sharing_of
@@ -200,6 +200,7 @@ def run(
     """
     _refuse_inside_worker()
     _refuse_nowhere()
+    ranks.check(shared=secret is not None)
     files = {name: None if path is None else os.path.abspath(path) for name, path in (("trace", trace), ("report", report))}
     seeing = Seeing(callbacks=callbacks, log=log, progress=progress, metrics_port=metrics_port, shared=secret is not None, **files)
     settings = JobSettings(

@@ -134,7 +134,10 @@ def _module_name(module: str) -> str:
         return spec.name
     named = getattr(main, "__file__", None)
     if named is None or named.startswith("<"):  # <stdin>
-        raise TrainFunctionError(f"train_fn was typed into an interpreter or notebook and is in no file; {_ADVICE}")
+        raise TrainFunctionError(
+            f"train_fn was typed into an interpreter or notebook and is in no file; {_ADVICE}. In a notebook, begin the cell that "
+            "defines it with `%%writefile train.py`, and call elastic.run('train.py:train', ...) in another"
+        )
     path = Path(named).resolve()
     if not path.is_file():
         raise TrainFunctionError(f"train_fn's script {path} no longer exists as a file, or lies in an archive; {_ADVICE}")
@@ -146,7 +149,10 @@ def _load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise TrainFunctionError(f"train_fn's module {name} cannot be imported: {error}") from error
+            raise TrainFunctionError(
+                f"train_fn's module {name} cannot be imported: {error}. Its folder is not on sys.path in workers, whose path is that of "
+                "the program that called elastic.run; under pytest with --import-mode=importlib, set pythonpath"
+            ) from error
         raise
 
 
