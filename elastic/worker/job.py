@@ -188,6 +188,7 @@ class Job:
             batch_size: samples of one update, of all workers together; by default the DataLoader's.
             scheduler: a scheduler of that optimizer. Its `step()` acts where `loader.report` is not None, and after a loop.
             steps, epochs: the length of one loop over the loader; by default one epoch of the data.
+            seed: keys the order of data, and what bodies draw from torch's, NumPy's and Python's generators.
             collate: joins samples of a dataset.
             options: `exact`, `grains`, `on_nonfinite`, `checkpoint`, `every`, `keep`, `checkpoint_files`, `names`, as for `Trainer`.
 
