@@ -1,4 +1,7 @@
-"""Trains the GPT example undisturbed, then again with a worker killed in the middle of a step, and compares the parameters bit for bit."""
+"""Trains the GPT example undisturbed, then again with a worker killed in the middle of a step, and compares the parameters bit for bit.
+
+Options are passed on to gpt.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def train(folder: Path, title: str, *options: str) -> dict[str, Any]:
     report = folder / "report.json"
     example = Path(__file__).with_name("gpt.py")
     print(f"\n== {title}", flush=True)
-    command = [sys.executable, str(example), "--workers", "4", "--stages", "2", "--steps", str(STEPS), "--dropout", "0.1"]
+    command = [sys.executable, str(example), "--workers", "4", "--stages", "2", "--steps", str(STEPS), "--dropout", "0.1", *sys.argv[1:]]
     subprocess.run([*command, *options, "--report", str(report)], check=True)
     return json.loads(report.read_text())
 

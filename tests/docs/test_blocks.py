@@ -1,0 +1,76 @@
+"""Code in the documents: all of it parses, what can run is run, commands are accepted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from elastic.cli.main import app
+from tests.conftest import Leftovers
+from tests.docs.blocks import ROOT, Block, blocks, documents
+
+PYTHON = [block for path in documents() for block in blocks(path, "python")]
+COMING_FROM = blocks(ROOT / "docs" / "coming-from.md", "python")
+JOBS = [block for block in COMING_FROM if block.words.startswith("job=")]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[block.where for block in PYTHON])
+def test_python_is_python(block: Block) -> None:
+    compile(block.text, block.where, "exec")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", JOBS, ids=[block.words for block in JOBS])
+def test_a_block_that_names_a_job_trains_alike_on_one_worker_and_on_two(block: Block, tmp_path: Path, leftovers: Leftovers) -> None:
+    shared = next(each.text for each in COMING_FROM if not each.words)
+    (tmp_path / "script.py").write_text(shared + "\n\n" + block.text)
+    name = block.words.removeprefix("job=")
+    digests = []
+    for workers in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "elastic.cli.main", "run", f"script.py:{name}", "--workers", workers],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        digests.append(done.stdout.splitlines()[-1])
+    assert digests[0] == digests[1] != "null"
+
+
+COMMAND = re.compile(r"(?<![\w./-])elastic ((?:run|agent|top|status|events|logs|scale|drain|stop|report|doctor|plan) [^`\n#|]*)")
+
+
+def commands() -> list[str]:
+    """Commands in blocks of shell, and in lines that are indented, with their options."""
+    found = []
+    for path in documents():
+        for line in path.read_text().splitlines():
+            if line.startswith("    elastic ") and (match := COMMAND.search(line)):
+                found.append(match[1].strip())
+    return sorted(set(found))
+
+
+@pytest.mark.slow
+def test_commands_of_the_documents_are_accepted() -> None:
+    group = typer.main.get_command(app)
+    assert commands(), "there are some"
+    for text in commands():
+        name, *words = shlex.split(text)
+        group.get_command(None, name).make_context(name, words)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_files_that_the_page_of_failures_names_exist() -> None:
+    named = re.findall(r"`(tests/[^`]+)`", (ROOT / "docs" / "failures.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []
