@@ -94,6 +94,8 @@ class Admissions:
         for link in list(self._links):
             if outcome["type"] in ENDS:
                 link.send({"type": "outcome", "outcome": outcome})
+            elif outcome["type"] == "drained":
+                link.send({"type": "leaves"})
             link.close()
 
     def _unfounded(self) -> None:

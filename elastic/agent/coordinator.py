@@ -276,7 +276,6 @@ class Coordinator:
         for name in [name for name in self.hosts.draining if not self.hosts.workers_of(name)]:
             host = self.hosts.present[name]
             if host is self.hosts.local:
-                self.hosts.tell_agents({"type": "leaves"})
                 self._finish({"type": "drained"})
                 return
             host.tell_agent({"type": "drained"})
