@@ -48,6 +48,45 @@ def test_a_block_that_names_a_job_trains_alike_on_one_worker_and_on_two(block: B
     assert digests[0] == digests[1] != "null"
 
 
+DEFINED = """
+import elastic, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x))
+
+
+torch.manual_seed(1)
+dataset = TensorDataset(torch.randn(128, 8), torch.randint(0, 8, (128,)))
+"""
+MODEL = """torch.manual_seed(1)
+    model = Block()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loader = DataLoader(dataset, batch_size=32, shuffle=True)"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "said"), [(0, r"\n0 \d.*\n[0-9a-f]{64}\n"), (1, r"0 \d[^\n]*\n.*1 \d")], ids=["Trainer", "plain loop"])
+def test_a_block_of_the_readme_runs_with_what_it_leaves_out(number: int, said: str, tmp_path: Path, leftovers: Leftovers) -> None:
+    text = blocks(ROOT / "README.md", "python")[number].text
+    shorter = text.replace("steps=1000", "steps=3").replace("...  # model, optimizer and DataLoader as before", MODEL)
+    (tmp_path / "script.py").write_text(DEFINED + shorter)
+    started = ["script.py"] if "__main__" in text else ["-m", "elastic.cli.main", "run", "script.py:train", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *started], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(said, "\n" + done.stdout, re.DOTALL), done.stdout
+
+
 COMMAND = re.compile(r"(?<![\w./-])elastic ((?:run|agent|top|status|events|logs|scale|drain|stop|report|doctor|plan) [^`\n#|]*)")
 
 
