@@ -55,9 +55,9 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
             spares = sum(host.spares for host in hosts.present.values())
             more = f", of which {spares} {'is a spare' if spares == 1 else 'are spares'}" if spares else ""
             few = f"the hosts have room for {room}{more}, and the job needs {coordinator.least}"
-            return {"type": "answer", "refused": f"{wanted} workers: {few}"}
+            return {"type": "answer", "refused": f"{wanted} worker{'s' * (wanted != 1)}: {few}"}
         coordinator.scale(wanted)
-        return _told({"said": f"the job is scaled to {wanted} workers at the next step boundary"})
+        return _told({"said": f"the job is scaled to {wanted} worker{'s' * (wanted != 1)} at the next step boundary"})
     return {"type": "answer", "refused": f"this version does not know the request {what!r}"}
 
 
