@@ -132,6 +132,21 @@ def test_two_hosts_are_one_too_many_for_two_copies(four: Path) -> None:
 
 
 @pytest.mark.long
+def test_with_one_copy_no_host_may_be_lost(hosts: Path) -> None:
+    with pytest.raises(elastic.errors.CoverageLost, match="more workers were lost at once than there are copies"):
+        run(hosts, {2: ["enter", 5, 1, "forward", [1, 3]]}, copies=1)
+    assert (hosts / "lost").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("phase", STEP_PHASES)
+def test_with_one_copy_all_workers_of_a_host_may_die(hosts: Path, phase: str) -> None:
+    """Their state outlives them. The host that is lost is none of this job's."""
+    result = run(hosts, {2: ["enter", 4, 1, phase, [0, 2]]}, lost=[7], copies=1)
+    assert died(result) == [0, 2]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("phase", RECOVERY_PHASES)
 def test_a_second_host_is_lost_in_the_recovery_from_the_loss_of_the_first(four: Path, phase: str) -> None:
     """Three copies: what the second one kept for the first is with a third one too. Workers that recover are all lost together."""
