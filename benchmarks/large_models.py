@@ -3,8 +3,9 @@
     python benchmarks/large_models.py --json build/large_models.json
 
 A worker's peak is that of its own memory, the segment included, without what it took before it built the model: up to the first view
-(founding), and up to the end of the training. The bound of the first one is 1.15 times its layers' parameters and one layer: its
-parameters, their gradients and its activations, which worker 0 measures.
+(founding), and up to the end of the training. The bound of the first one is 1.15 times the worker's share and one layer. The share is what
+it holds when a view begins: its layers' parameters, and as much for sums of their gradients. The layer is its parameters, their gradients
+and its activations, which worker 0 measures. `process` is the whole process's peak up to the first view, with libraries and interpreter.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 import elastic
 from elastic.plan.memory import need, readable
 from elastic.plan.workload import Workload
+from elastic.plan.workload import costs as layer_costs
 
 SLACK = 1.15
 SAMPLES = 2
@@ -85,10 +87,10 @@ def train(job: elastic.Job, layers: int, dim: int, steps: int, deferred: bool) -
         batch_size=4 * SAMPLES,
         micro_batch_size=SAMPLES,
     )
-    founding, founded_s = peak.bytes, time.monotonic() - started
+    founding, process, founded_s = peak.bytes, _status()["VmHWM"], time.monotonic() - started
     for _ in trainer.run(steps):
         pass
-    row = {"worker": job.worker, "founding": founding, "founded_s": founded_s, "training": peak.bytes}
+    row = {"worker": job.worker, "founding": founding, "process": process, "founded_s": founded_s, "training": peak.bytes}
     (Path(job.directory) / f"peak-{job.worker}.json").write_text(json.dumps(row))
     found = trainer.statistics()
     return found and [{name: each[name] for name in ("worker", "layers", "parameter_bytes")} for each in found]
@@ -98,12 +100,10 @@ def bounds(layers: int, own: int, dim: int, workers: int) -> tuple[float, float]
     """Returns the bounds in bytes of a worker's peak with `own` of the layers: when founding, and (the planner's) when training."""
     parameters = 8 * dim * dim + 7 * dim
     costs = [[0.0, 0.0, parameters, 4.0 * SAMPLES * 12 * dim, 4 * SAMPLES * dim, 4]] * layers
-    from elastic.plan.workload import costs as layer_costs
-
     workload = Workload(layers=layer_costs(costs), micro_batches=4, grains=4, state_bytes=8.0)
-    training = need(workload, range(own), 1, workers, workers, 4, replicated=False, outlive=True)
+    training = need(workload, range(own), 1, workers, workers, 4, replicas=0, outlive=True)
     layer = 2 * 4 * parameters + workload.layers[0].activation_bytes
-    return SLACK * (own * 4 * parameters + layer), training.total
+    return SLACK * (2 * own * 4 * parameters + layer), training.total
 
 
 def measured(workers: int, layers: int, dim: int, steps: int, *, deferred: bool) -> list[dict[str, Any]]:
@@ -126,7 +126,18 @@ def main(
 ) -> None:
     """Prints the peaks and their bounds; exits with 1 if a founder of the deferred model is above its bound."""
     table = Table(title=f"{layers} layers, {readable(layers * 4 * (8 * dim * dim + 7 * dim))} of parameters, AdamW, {workers} workers")
-    for column in ("model", "worker", "layers", "own parameters", "founding", "bound", "training", "planner's bound", "founded after"):
+    for column in (
+        "model",
+        "worker",
+        "layers",
+        "own parameters",
+        "founding",
+        "bound",
+        "process",
+        "training",
+        "planner's bound",
+        "founded after",
+    ):
         table.add_column(column, justify="right")
     found: dict[str, Any] = {}
     above = False
@@ -135,7 +146,9 @@ def main(
         for row in found[kind]:
             row["founding_bound"], row["training_bound"] = bounds(layers, len(row["layers"]), dim, workers)
             above |= kind == "deferred" and row["founding"] > row["founding_bound"]
-            sizes = [readable(row[name]) for name in ("parameter_bytes", "founding", "founding_bound", "training", "training_bound")]
+            sizes = [
+                readable(row[name]) for name in ("parameter_bytes", "founding", "founding_bound", "process", "training", "training_bound")
+            ]
             table.add_row(kind, str(row["worker"]), str(len(row["layers"])), *sizes, f"{row['founded_s']:.1f} s")
     Console(width=140).print(table)
     if report is not None:

@@ -11,72 +11,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 from torch.nn import functional
 
 import elastic
 from elastic.plan.memory import readable
 
 VOCABULARY = 256
-
-
-class Tokens(nn.Module):
-    """Tokens (samples, seq) to vectors (samples, seq, hidden)."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.tokens(tokens)
-
-
-class Decoder(nn.Module):
-    """One decoder layer of transformers, with the positions that it is given there by the whole model."""
-
-    def __init__(self, config: Any, index: int) -> None:
-        from transformers.models.llama import modeling_llama  # pyright: ignore[reportMissingImports]
-
-        super().__init__()
-        self.layer = modeling_llama.LlamaDecoderLayer(config, index)
-        self.rotary = modeling_llama.LlamaRotaryEmbedding(config)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(x.shape[1], device=x.device)[None]
-        found = self.layer(x, attention_mask=None, position_embeddings=self.rotary(x, positions))
-        return found if isinstance(found, torch.Tensor) else found[0]
-
-
-class Head(nn.Module):
-    """Vectors (samples, seq, hidden) to logits (samples, seq, vocabulary)."""
-
-    def __init__(self, config: Any) -> None:
-        from transformers.models.llama import modeling_llama  # pyright: ignore[reportMissingImports]
-
-        super().__init__()
-        self.norm = modeling_llama.LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(x))
-
-
-def layers_of(config: Any) -> list[Any]:
-    """Returns functions that build the layers."""
-    return [partial(Tokens, config), *(partial(Decoder, config, index) for index in range(config.num_hidden_layers)), partial(Head, config)]
-
-
-def names_of(config: Any) -> dict[str, str]:
-    """Returns the names that modules of the layers have in a Hugging Face directory."""
-    last = config.num_hidden_layers + 1
-    decoders = {f"{index + 1}.layer": f"model.layers.{index}" for index in range(config.num_hidden_layers)}
-    return {"0.tokens": "model.embed_tokens", **decoders, f"{last}.norm": "model.norm", f"{last}.head": "lm_head"}
 
 
 def batch(step: int, micro_batch: int, text: bytes, samples: int, seq: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,28 +32,26 @@ def batch(step: int, micro_batch: int, text: bytes, samples: int, seq: int) -> t
     return windows[:, :-1], windows[:, 1:]
 
 
-def cross_entropy(logits: torch.Tensor, micro_batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def cross_entropy(output: Any, micro_batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The loss: the mean over the micro-batch's tokens."""
-    return functional.cross_entropy(logits.flatten(0, 1), micro_batch[1].flatten())
+    return functional.cross_entropy(output["logits"].flatten(0, 1), micro_batch[1].flatten())
 
 
 def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
     """Runs on every worker."""
-    from transformers import AutoConfig  # pyright: ignore[reportMissingImports]
+    from transformers import AutoConfig, AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
-    config = AutoConfig.from_pretrained(options["weights"], attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(options["weights"])
     trainer = elastic.Trainer(
-        layers_of(config),
+        lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32),  # its parameters get no memory; it is cut into layers
         cross_entropy,
         lambda parameters: torch.optim.AdamW(parameters, lr=options["lr"], fused=True),
         lambda step, micro_batch: batch(step, micro_batch, options["text"].encode("latin-1"), 2, options["seq"]),
         batch_size=16,
         micro_batch_size=2,
         clip_norm=1.0,
-        names=names_of(config),
         weights=options["weights"],
         checkpoint=options["output"],
-        checkpoint_files={"config.json": Path(options["weights"]) / "config.json"},
     )
     losses = [report.loss for report in trainer.run(options["steps"])]
     workers, digest = trainer.statistics(), trainer.digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -66,3 +67,30 @@ class Computed:
 
     def close(self) -> None:
         pass
+
+
+class Renamed:
+    """The initial values of a model whose tensors have got other names, since it was cut into layers."""
+
+    def __init__(self, initial: InitialValues, before: Mapping[str, str]) -> None:
+        """`before` maps each tensor's name to the one that `initial` knows."""
+        self._initial, self._before = initial, before
+
+    def fill(self, name: str, start: int, run: torch.Tensor) -> None:
+        self._initial.fill(self._before[name], start, run)
+
+    def value(self, name: str) -> torch.Tensor:
+        return self._initial.value(self._before[name])
+
+    def sample(self, name: str) -> torch.Tensor:
+        return self._initial.sample(self._before[name])
+
+    def digest(self, name: str) -> str | None:
+        return self._initial.digest(self._before[name]) if name in self._before else None
+
+    @property
+    def bytes_read(self) -> int:
+        return self._initial.bytes_read
+
+    def close(self) -> None:
+        self._initial.close()

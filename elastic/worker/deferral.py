@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from elastic.engine.cutting.layers import as_layers
 from elastic.engine.deferred.building import Builder, build, is_deferred, replace
-from elastic.engine.initial import Computed, InitialValues
+from elastic.engine.initial import Computed, InitialValues, Renamed
 from elastic.engine.model import split
 from elastic.errors import TrainerError
 from elastic.memory.tensors import copy
@@ -25,10 +26,13 @@ def model_of(
     seed: int,
     weights: str | os.PathLike[str] | None,
     names: Names | None,
+    load: Callable[[], Any],
     *,
     warn: bool,
 ) -> tuple[Any, InitialValues | None]:
     """Returns a model as modules, and where its initial values come from: None if they are in it.
+
+    A model of transformers is cut into layers, whether it is given or built by a function; `load` returns a micro-batch.
 
     Raises:
         TrainerError: if the functions do not build a model that can be initialised later, or if the optimizer is no function then; or if
@@ -41,7 +45,7 @@ def model_of(
                 f"weights={os.fspath(weights)!r} is given with a model that has values already: give the function that builds the model, "
                 "so that each worker reads its own layers; or load the weights into the model, and leave out weights="
             )
-        return model, None
+        return as_layers(model, load), None
     if isinstance(optimizer, Optimizer):
         raise TrainerError(
             f"optimizer is a {type(optimizer).__name__}, but the model is given by a function, so its parameters exist only later: give a "
@@ -51,7 +55,12 @@ def model_of(
     root = split(built)[0]
     initial = Computed(recipe) if weights is None else Weights(weights, root, naming_of(root, names), recipe, warn=warn)
     replace(root, initial.value)
-    return built, initial
+    layers = as_layers(built, load)
+    if layers is built:
+        return built, initial
+    before = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
+    now = [*layers.named_parameters(), *layers.named_buffers()]
+    return layers, Renamed(initial, {name: before[id(tensor)] for name, tensor in now if id(tensor) in before})
 
 
 def compact_state(optimizer: Optimizer) -> None:

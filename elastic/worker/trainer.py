@@ -18,7 +18,7 @@ from elastic.engine import after_step as after
 from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
 from elastic.engine.cutting.check import check
-from elastic.engine.cutting.layers import Layers, as_layers, uncut
+from elastic.engine.cutting.layers import Layers, uncut
 from elastic.engine.data import batches, first_samples, placing
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
@@ -72,7 +72,8 @@ class Trainer:
         model: an `nn.Sequential`, or a list of layers in order; or a model of transformers, which is cut as by `elastic.layers`. Any other
             module is one layer. Or a function without arguments that builds a module, or a list of functions that each build a layer: then
             no worker has the whole model in memory. Functions run on torch's `meta` device; initial values follow from seed, layer and name
-            (`torch.manual_seed` has no effect), and each worker computes those of its own layers. The optimizer is a function then.
+            (`torch.manual_seed` has no effect), and each worker computes those of its own layers. The optimizer is a function then. A model
+            of transformers that the function returns is cut, too.
         loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset; an iterable one, which every worker reads in order; or a function `batch(step, micro_batch)`. Of a tuple
@@ -150,8 +151,7 @@ class Trainer:
         loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._batch, self._first_samples = placing(loads), first_samples(loads)
         self._collate = collate
-        modules = as_layers(model, lambda: self._batch(0, 0))
-        built, initial = model_of(modules, optimizer, seed, weights, names, warn=self._job.profile)
+        built, initial = model_of(model, optimizer, seed, weights, names, lambda: self._batch(0, 0), warn=self._job.profile)
         place_model(split(built)[0])
         self._model = LayeredModel(built, initial=initial)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
