@@ -24,7 +24,7 @@ from elastic.engine.split_backward import Remainder, first_part
 from elastic.engine.statistics import Statistics
 from elastic.engine.structure import takes_keywords
 from elastic.errors import TrainerError
-from elastic.memory.tensors import contiguous, copy
+from elastic.memory.tensors import contiguous, copy, filled
 
 Gradients = Sequence[torch.Tensor | None]
 Loss = Callable[[Any, Any], Any]
@@ -213,7 +213,7 @@ class LossRunner:
 
     def _first_gradient(self, loss: torch.Tensor) -> torch.Tensor | None:
         scale = self.numerics.scale
-        return None if scale is None else torch.full_like(loss, scale.value)
+        return None if scale is None else filled(loss.shape, scale.value, loss.dtype)
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int, share: float = 1.0) -> LossLeaf:
         """Returns the loss without a graph. `share` is the weight of the micro-batch if the loss returns none."""
