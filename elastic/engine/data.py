@@ -66,14 +66,13 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
     raise TrainerError(f"data must be a dataset or a function batch(step, micro_batch), not {type(data).__name__}")
 
 
-def first_samples(batch: Batch) -> str | None:
-    """Returns a digest of the first samples of data that can only be read in order, to be compared between workers; None for other data.
-
-    Raises:
-        TrainerError: if they are other ones when they are read again.
-    """
-    found: Callable[[], str | None] | None = getattr(batch, "digest", None)
-    return None if found is None else found()
+def stream_in(batch: Batch) -> StreamBatches | None:
+    """Returns the data that is read in order, if micro-batches come from such data; `source` of another function names its own source."""
+    while not isinstance(batch, StreamBatches):
+        batch = getattr(batch, "source", None)  # type: ignore[assignment]
+        if batch is None:
+            return None
+    return batch
 
 
 class Keyed(tuple[torch.Tensor, Any]):

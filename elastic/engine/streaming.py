@@ -3,7 +3,9 @@
 The contract: `iter(dataset)` begins again each time, and gives the same samples in the same order in every process. Before each pass
 `dataset.set_epoch(pass)` is called if there is one. The i-th sample of the stream, counted over all passes, belongs to step i // batch, so
 there is no sampler state but the step number. Every worker reads the whole stream. It keeps the samples of two steps, since a step may be
-computed again; a worker that joins or continues later reads from the beginning up to its step.
+computed again. A worker that joins or continues later reads from the beginning up to its step; or, if the dataset has `state_dict` and
+`load_state_dict`, continues from its state after the step before (`Position`). It then compares the next sample with that of the others: a
+state may be incomplete, as that of a shuffle buffer is, and then it does read from the beginning.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,18 @@ _WAYS = (
 )
 
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """The place in the data before a step's first sample, and the dataset's state there."""
+
+    number: int  # of the pass
+    in_pass: int
+    state: Any
+
+
 class StreamBatches:
     """Returns the micro-batch `(step, micro_batch)` of an iterable dataset. Samples are drawn under generators keyed by their number."""
 
@@ -34,16 +50,20 @@ class StreamBatches:
         """Raises TrainerError for data that can be read only once."""
         if hasattr(dataset, "__next__"):
             raise TrainerError(f"a {type(dataset).__name__} can be read only once, so a lost step could not be repeated. {_WAYS}")
-        self._dataset, self._collate, self._seed = dataset, collate, seed
+        self._collate, self._seed = collate, seed
         self._batch_size, self._micro_batch_size = batch_size, micro_batch_size
+        self.resumable = all(callable(getattr(dataset, name, None)) for name in ("state_dict", "load_state_dict"))
+        self._given = dataset
         self._begin()
 
     def _begin(self) -> None:
+        self._dataset = self._given
         self._iterator: Iterator[Any] | None = None
         self._pass = self._in_pass = 0
         self._read = 0  # samples of the stream so far
         self._oldest = 0
         self._window: dict[int, Any] = {}
+        self._marks: dict[int, _Mark] = {}
 
     def __call__(self, step: int, micro_batch: int) -> Any:
         first = step * self._batch_size + micro_batch * self._micro_batch_size
@@ -54,6 +74,8 @@ class StreamBatches:
         if wanted.start < self._oldest:
             self._begin()
         while self._read < wanted.stop:
+            if self.resumable and self._read % self._batch_size == 0 and self._read >= kept_from:
+                self._mark(self._read // self._batch_size)
             sample = self._next()
             if self._read >= kept_from:
                 self._window[self._read] = sample
@@ -62,6 +84,41 @@ class StreamBatches:
         for index in [index for index in self._window if index < kept_from]:
             del self._window[index]
         return [self._window[index] for index in wanted]
+
+    def _mark(self, step: int) -> None:
+        self._marks = {known: mark for known, mark in self._marks.items() if known >= step - 1}
+        state = copy.deepcopy(self._dataset.state_dict()) if self._iterator is not None else None  # None: nothing is read yet
+        self._marks[step] = _Mark(self._pass, self._in_pass, state)
+
+    def state_before(self, step: int) -> dict[str, Any]:
+        """Returns where the data is before a step, for `continue_from` in another process; reads up to there."""
+        first = step * self._batch_size
+        with randomness.kept():
+            (sample,) = self._samples(range(first, first + 1), kept_from=first - self._batch_size)
+            if step not in self._marks:
+                self._begin()
+                (sample,) = self._samples(range(first, first + 1), kept_from=first - self._batch_size)
+        mark = self._marks[step]
+        return {"step": step, "pass": mark.number, "in_pass": mark.in_pass, "state": mark.state, "next": _digest([sample])}
+
+    def continue_from(self, found: Mapping[str, Any]) -> None:
+        """Continues from what `state_before` returned, if the dataset's state is complete; else from the beginning."""
+        step = found["step"]
+        self._begin()
+        if step == 0:
+            return
+        with randomness.kept():
+            self._dataset = copy.deepcopy(self._given)  # the user's own object always begins at the beginning
+            self._pass, self._in_pass = found["pass"], found["in_pass"]
+            self._read = self._oldest = step * self._batch_size
+            self._iterator = self._pass_over(copy.deepcopy(found["state"]))
+            if _digest(self._samples(range(self._read, self._read + 1), kept_from=self._read)) == found["next"]:
+                return
+        kind = type(self._dataset).__name__
+        _log.warning(
+            "the state of the %s does not lead to the sample that follows; it is read from the beginning up to step %d", kind, step
+        )
+        self._begin()
 
     def _next(self) -> Any:
         while True:
@@ -78,9 +135,11 @@ class StreamBatches:
             self._in_pass += 1
             return sample
 
-    def _pass_over(self) -> Iterator[Any]:
+    def _pass_over(self, state: Any = None) -> Iterator[Any]:
         if callable(set_epoch := getattr(self._dataset, "set_epoch", None)):
             set_epoch(self._pass)
+        if state is not None:
+            self._dataset.load_state_dict(state)
         randomness.seed_all(self._seed, "pass", self._pass)
         return iter(self._dataset)
 
@@ -101,11 +160,33 @@ class StreamBatches:
 
     def _digest_of_first(self) -> str:
         self._begin()
-        total = hashlib.blake2b(digest_size=16)
-        for sample in self._samples(range(self._batch_size), kept_from=0):
-            for part in _parts(sample):
-                total.update(part)
-        return total.hexdigest()
+        return _digest(self._samples(range(self._batch_size), kept_from=0))
+
+
+class Position:
+    """The place of an iterable dataset after the newest step, as an object that workers that join and checkpoints get.
+
+    `step` returns the number of steps taken.
+    """
+
+    def __init__(self, stream: StreamBatches, step: Callable[[], int]) -> None:
+        self._stream, self._step = stream, step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place before the next step."""
+        return self._stream.state_before(self._step())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a place."""
+        self._stream.continue_from(state)
+
+
+def _digest(samples: list[Any]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for sample in samples:
+        for part in _parts(sample):
+            total.update(part)
+    return total.hexdigest()
 
 
 def _parts(value: Any) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
 from elastic.engine.cutting.check import check
 from elastic.engine.cutting.layers import Layers, uncut
-from elastic.engine.data import batches, first_samples, placing
+from elastic.engine.data import batches, placing, stream_in
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
 from elastic.engine.loss_scale import LossScale
@@ -30,6 +30,7 @@ from elastic.engine.placement import place_model, place_state
 from elastic.engine.probe import probe
 from elastic.engine.profile_apart import measure_apart
 from elastic.engine.stage import Loss
+from elastic.engine.streaming import Position
 from elastic.engine.torch_settings import Modes
 from elastic.engine.view_state import Training, ViewState, initial_state
 from elastic.engine.warm_up import warm_up
@@ -149,7 +150,7 @@ class Trainer:
         scale = LossScale.of(loss_scale)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
-        self._batch, self._first_samples = placing(loads), first_samples(loads)
+        self._batch, self._stream = placing(loads), stream_in(loads)
         self._collate = collate
         built, initial = model_of(model, optimizer, seed, weights, names, lambda: self._batch(0, 0), warn=self._job.profile)
         place_model(split(built)[0])
@@ -216,6 +217,8 @@ class Trainer:
         if scale is not None and scale.dynamic:
             attributes.include("the loss scale", vars(scale), ("value", "finite"))
         history = History(self._optimizer, self._scheduler, attributes, InPlace(root, instance))
+        if self._stream is not None and self._stream.resumable:
+            history.registered.add((Position(self._stream, lambda: history.step + 1),), root)
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
         self._runtime = WorkerRuntime(self._job, self._member, history, self._job.loading(self._batch), self._step_scheduler)
@@ -268,7 +271,7 @@ class Trainer:
                 "batch_size": self.batch_size,
                 "micro_batch_size": self.micro_batch_size,
                 "seed": self.seed,
-                "samples": self._first_samples,
+                "samples": None if self._stream is None else self._stream.digest(),
                 "clip_norm": training.clip_norm,
                 "autocast": str(training.numerics.autocast),
                 "loss_scale": str(training.numerics.scale),

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import IterableDataset, default_collate
 
 import elastic
-from elastic.engine.data import batches, first_samples
+from elastic.engine.data import batches, stream_in
+from elastic.engine.streaming import Position, StreamBatches
 from elastic.errors import TrainerError
 
 SIZES: dict[str, Any] = {"batch_size": 6, "micro_batch_size": 2, "seed": 1}
@@ -33,6 +34,11 @@ class Numbers(IterableDataset[Any]):
         for number in range(self.count):
             self.reads += 1
             yield {"number": number, "noise": torch.rand(1), "list": [number]}
+
+
+def first_samples(batch: Any) -> str | None:
+    found = stream_in(batch)
+    return None if found is None else found.digest()
 
 
 def numbers(found: Any) -> list[int]:
@@ -112,6 +118,82 @@ def test_streams_of_hugging_face():
     assert first[10:] != first[:8]  # another pass has another order
     other = batches(data, collate=lambda rows: [row["number"] for row in rows], **SIZES)
     assert other(5, 2) == first[17]
+
+
+class Resumable(Numbers):
+    """Continues behind the last number that it gave."""
+
+    def __init__(self, count: int = 10, *, forgets: bool = False) -> None:
+        super().__init__(count)
+        self.begins, self.next, self.forgets = 0, 0, forgets
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next - self.forgets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begins = state["next"]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        first, self.begins = self.begins, 0
+        for number in range(first, self.count):
+            self.reads += 1
+            self.next = number + 1
+            yield {"number": number, "noise": torch.rand(1)}
+
+
+def positions(data: Any) -> tuple[Any, Position, list[int]]:
+    load, step = batches(data, collate=None, **SIZES), [0]
+    assert isinstance(load, StreamBatches)
+    return load, Position(load, lambda: step[0]), step
+
+
+def test_a_state_leads_to_the_step_without_reading_what_was_before():
+    one, place, step = positions(Resumable(10))
+    wanted = [[one(number, m) for m in range(3)] for number in range(6)]
+    for number in range(7):
+        other, there, _ = positions(Resumable(10))
+        one, place, step = positions(Resumable(10))
+        for earlier in range(number):
+            one(earlier, 0)
+        step[0] = number
+        there.load_state_dict(place.state_dict())
+        assert other._dataset.reads == (1 if number else 0)
+        for later in range(number, 6):
+            for m in range(3):
+                found = other(later, m)
+                assert numbers(found) == numbers(wanted[later][m])
+                assert torch.equal(found["noise"], wanted[later][m]["noise"])
+        if number > 1:
+            assert numbers(other(0, 1)) == [2, 3]
+
+
+def test_a_state_that_forgets_something_is_not_used(caplog: pytest.LogCaptureFixture):
+    one, place, step = positions(Resumable(100, forgets=True))
+    one(2, 0)
+    step[0] = 3
+    other, there, _ = positions(data := Resumable(100, forgets=True))
+    there.load_state_dict(place.state_dict())
+    assert "the state of the Resumable does not lead to the sample that follows; it is read from the beginning" in caplog.text
+    assert numbers(other(3, 0)) == [18, 19]
+    assert data.reads > 18
+
+
+def test_states_of_hugging_face():
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+
+    def made(buffer: int) -> Any:
+        data = datasets.Dataset.from_dict({"number": list(range(60))}).to_iterable_dataset(num_shards=3)
+        return data.shuffle(seed=5, buffer_size=buffer) if buffer else data
+
+    for buffer in (0, 8):
+        one, place, step = positions(made(buffer))
+        wanted = [numbers(one(number, 1)) for number in range(14)]
+        for number in (0, 1, 4, 10, 12):
+            one, place, step = positions(made(buffer))
+            step[0] = number
+            other, there, _ = positions(made(buffer))
+            there.load_state_dict(place.state_dict())
+            assert [numbers(other(later, 1)) for later in range(number, 14)] == wanted[number:]
 
 
 class Rows(IterableDataset[Any]):

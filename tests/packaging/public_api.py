@@ -10,7 +10,7 @@ from typing import Any
 
 import elastic
 
-_FOR_USERS = {"Job": ("leader", "prepare", "clip_grad_norm_")}
+_FOR_USERS = {"Job": ("leader", "prepare", "clip_grad_norm_", "weighted")}
 """Classes that users are given, and do not make: the members that they may use, besides plain attributes."""
 PINNED = Path(__file__).with_name("public_api.txt")
 

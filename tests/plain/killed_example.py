@@ -1,7 +1,8 @@
-"""Runs the example with workers killed: `killed_example.py FOLDER FAULT ...` prints digest, incidents, and the faults that did not fire."""
+"""Runs an example with workers killed: `killed_example.py NAME FOLDER FAULT ...` prints digest, incidents, and faults that did not fire."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,11 +12,10 @@ from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import plain
-
 if __name__ == "__main__":
-    folder, *faults = sys.argv[1:]
+    name, folder, *faults = sys.argv[1:]
+    main = importlib.import_module(name).main
     with Killer(folder, map(parse, faults)) as killer:
-        result = elastic.run(plain.main, workers=3, directory=folder)
+        result = elastic.run(main, workers=3, directory=folder)
     kinds = [incident["kind"] for incident in result.incidents]
     print(json.dumps({"digest": result.value, "kinds": kinds, "missed": len(killer.missed)}))

@@ -94,6 +94,23 @@ def test_a_worker_that_joins_takes_the_rest_of_the_steps() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("train", [loops.by_stream, loops.by_resumable_stream], ids=["replayed", "resumable"])
+def test_a_worker_that_joins_reads_a_stream_from_its_step_on(train: Any, tmp_path: Path) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", 2, die)
+
+    agent = forks.run(2, train=train, prepare=prepare, least=2)
+    calm = expected(loops.by_trainer_with_stream)
+    assert agent.results[0]["reports"] == calm["reports"]
+    assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+    saved = partial(train, checkpoint=str(tmp_path), every=2)
+    forks.run(1, train=partial(saved, steps=3))
+    check(forks.run(2, train=saved), {"reports": calm["reports"][3:], "digest": calm["digest"]})
+
+
+@pytest.mark.long
 def test_a_worker_without_a_micro_batch_sees_each_step() -> None:
     few = partial(loops.by_loop, batch_size=2 * loops.SAMPLES)
     agent = forks.run(3, train=few)

@@ -1,8 +1,9 @@
-"""Tests the example of a plain loop in real jobs, and what the docs say of it."""
+"""Tests the examples of plain loops in real jobs, and what the docs say of them."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,38 +14,47 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_LANGUAGE = "epoch 3: loss ", ("transformers", "datasets")
 
 
-def run(folder: Path, *faults: str) -> dict[str, Any]:
+def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
     script = ROOT / "tests" / "plain" / "killed_example.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), *faults],
+        [sys.executable, str(script), name, str(folder), *faults],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=240,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "inductor")},
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("epoch 9: accuracy 0.9") for line in lines) == 1
+    assert sum(line.startswith(last) for line in lines) == 1
     return json.loads(lines[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("leftovers")
-def test_two_killed_workers_change_nothing(tmp_path: Path) -> None:
-    calm, killed = run(tmp_path / "calm"), run(tmp_path / "killed", "1@20:forward", "0@45:backward")
+@pytest.mark.parametrize(
+    ("name", "last", "needs"),
+    [("plain", "epoch 9: accuracy 0.9", ()), ("finetune", *_LANGUAGE), ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft"))],
+)
+def test_two_killed_workers_change_nothing(name: str, last: str, needs: tuple[str, ...], tmp_path: Path) -> None:
+    if missing := [package for package in needs if importlib.util.find_spec(package) is None]:
+        pytest.skip(f"needs {missing[0]}")
+    calm, killed = run(name, last, tmp_path / "calm"), run(name, last, tmp_path / "killed", "1@20:forward", "0@45:backward")
     assert not calm["kinds"]
     assert killed["missed"] == 0
     assert killed["kinds"].count("death") == 2
     assert killed["digest"] == calm["digest"]
 
 
-def test_the_docs_show_what_differs_from_the_plain_script() -> None:
-    plain, ours = ((ROOT / "examples" / f"{name}.py").read_text().splitlines()[1:] for name in ("plain_torch", "plain"))
+@pytest.mark.parametrize(("place", "name"), [(1, "plain"), (2, "finetune"), (3, "lora")])
+def test_the_docs_show_what_differs_from_the_plain_script(place: int, name: str) -> None:
+    plain, ours = ((ROOT / "examples" / f"{each}.py").read_text().splitlines()[1:] for each in (f"{name}_torch", name))
     lines = [line for line in difflib.unified_diff(plain, ours, lineterm="", n=0) if not line.startswith(("---", "+++", "@@"))]
     changed = [line for line in lines if line[1:].strip()]
-    shown = (ROOT / "docs" / "dropin.md").read_text().split("```diff\n")[1].split("```")[0].splitlines()
+    shown = (ROOT / "docs" / "dropin.md").read_text().split("```diff\n")[place].split("```")[0].splitlines()
     assert [line for line in shown if line] == changed

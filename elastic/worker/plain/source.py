@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, first_samples, is_stream, on_device
+from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, is_stream, on_device
 from elastic.errors import TrainerError
 from elastic.memory.tensors import contiguous
 
@@ -43,9 +43,10 @@ class Stream:
         self._loaded[step, micro_batch] = contents
         return Keyed((torch.tensor([step, micro_batch]), contents))
 
-    def digest(self) -> str | None:
-        """See `elastic.engine.data.first_samples`."""
-        return first_samples(self._load)
+    @property
+    def source(self) -> Batch:
+        """See `elastic.engine.data.stream_in`."""
+        return self._load
 
     def load(self, step: int, micro_batch: int) -> Any:
         """Loads a micro-batch to where layers compute. Its tensors are contiguous and aligned, as kernels' bits may depend on that."""
