@@ -204,7 +204,7 @@ class Trainer:
         self._contents = contents(self._job.worker, self._job.segment, self._model, self._optimizer)
         self._name_gpu()
         announcement = self._announcement()
-        if isinstance(built, Layers) and self._job.profile:
+        if isinstance(built, Layers) and self._job.profile and initial is None:  # else no worker may have room for the whole model
             check(self._model, built, loss, numerics, self._batch(0, 0))
         if self._job.joins:
             warm_up(self._model, loss, numerics, lambda: self._batch(0, 0))

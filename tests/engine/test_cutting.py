@@ -13,6 +13,7 @@ from torch import nn
 import elastic
 from elastic.engine.cutting.check import check, some_loss
 from elastic.engine.cutting.layers import cut, layers
+from elastic.engine.loss_scale import LossScale
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.errors import TrainerError
@@ -62,6 +63,7 @@ def test_frozen_parameters_and_recomputation_have_the_bits_of_the_model():
     check(LayeredModel(found), found, some_loss, Numerics(seed=3), BATCH)
     check(LayeredModel(found), found, some_loss, Numerics(seed=3, checkpoint=lambda *_: True), BATCH)
     check(LayeredModel(found), found, cuttable.own_loss, Numerics(seed=3, autocast=torch.bfloat16), BATCH)
+    check(LayeredModel(found), found, cuttable.own_loss, Numerics(seed=3, scale=LossScale.of(8.0)), BATCH)
     assert all(parameter.grad is None for parameter in whole.parameters())
     assert [n for n, each in whole.named_parameters() if each.requires_grad] == [n for n, _ in whole.named_parameters() if "norm" in n]
 

@@ -102,7 +102,7 @@ def _uncut(
         result = loss(output, batch)
     value = result[0] if isinstance(result, tuple) else result
     if value.requires_grad:
-        value.backward()
+        (value if numerics.scale is None else value * numerics.scale.value).backward()
     return Computed(output=_digests(output), loss=_digest(value), gradients=_gradients(trained))
 
 
