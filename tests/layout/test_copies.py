@@ -16,7 +16,7 @@ from layout_strategies import models, stages_for
 from elastic.layout.invariants import check
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
-from elastic.layout.replicas import EXCESS
+from elastic.layout.replicas import EXCESS, Spots, replica_holders
 from elastic.layout.transfer import holdings_of, minimum_by_layer, transfers
 from elastic.plan.site import Site
 
@@ -124,6 +124,14 @@ def test_copies_are_dealt_evenly_when_hosts_are_equal(per_host: int, count: int,
     layout = laid(model_of(3), one_stage(3, range(len(hosts))), hosts, {}, copies)
     elements = 3 * 60 * BLOCK * (copies - 1) / len(hosts)
     assert all(abs(each - elements) <= copies * BLOCK for each in kept(layout).values())
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1, 1), (4, 2, 2), (3, 2, 1, 1), (5, 2, 2, 1), (4, 1, 1, 1, 1), (3, 3, 1, 1)])
+def test_no_worker_keeps_much_more_than_others_when_hosts_are_unequal(sizes: tuple[int, ...]) -> None:
+    """Two are the mean. Copies of the largest host's state must all be on the few workers elsewhere."""
+    hosts = dict(enumerate(HOSTS[number] for number, size in enumerate(sizes) for _ in range(size)))
+    found = replica_holders(Spots(tuple(hosts), hosts, copies=3, outlive=True))
+    assert max(Counter(holder for holders in found.values() for holder in holders).values()) == 3
 
 
 @pytest.mark.slow
