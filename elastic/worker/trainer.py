@@ -105,7 +105,8 @@ class Trainer:
             function of names such as `3.attn.weight`. By default the names in the model's own `state_dict`.
         weights: a Hugging Face directory, or a directory of our checkpoints, with the initial values of a model that is given by a
             function, under the names that `names` says. Each worker reads those of its own layers, and converts them to the model's
-            dtype; `statistics()` says how many bytes it read. Only values are taken: to go on with a training, give `checkpoint`.
+            dtype; `statistics()` says how many bytes it read. Only values are taken: to go on with a training, give `checkpoint`. Every
+            host needs the files, also while workers may join.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message names the remedy.

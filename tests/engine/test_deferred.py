@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import elastic
 from elastic.engine.deferred.building import build, is_deferred, replace
 from elastic.errors import TrainerError
 
@@ -168,6 +169,10 @@ def _shares() -> nn.Module:
     return nn.Sequential(one, other)
 
 
+def _cut() -> nn.Module:
+    return elastic.layers(nn.Sequential(nn.ModuleList([nn.Linear(3, 3)])), torch.ones(1, 3))
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no value": (lambda: nn.ParameterList([torch.empty(3)]), "nothing gives 0 of layer 0 its initial value.* weights="),
     "a part": (_partly, "nothing gives extra of layer 0 its initial value, or not all of its elements"),
@@ -176,6 +181,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no module": (lambda: 3, "returned a int; it must return an nn.Module, or a list of them"),
     "plain tensor": (_plain_tensor, "attribute 'table' of the model .Linear. is a tensor that is neither a parameter nor a buffer"),
     "own generator": (_own_generator, "draws with a torch.Generator of its own"),
+    "cut on meta": (_cut, "elastic.layers.Sequential. needs a model with values, but this one is on meta.* return the model itself"),
     "shared memory": (_shares, "0.weight and 1.weight share memory but are not one object"),
 }
 

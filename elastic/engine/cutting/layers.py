@@ -63,6 +63,11 @@ def layers(model: nn.Module, example: Any = None) -> Layers:
     """
     if isinstance(model, Layers):
         return model
+    if any(each.is_meta for each in model.parameters()):
+        raise TrainerError(
+            f"elastic.layers({type(model).__name__}) needs a model with values, but this one is on meta, as in a function that builds the "
+            "Trainer's model: return the model itself there (a model of transformers is cut then), or a list of its layers"
+        )
     place_model(model)
     given = pretrained.example(model) if example is None else example
     if given is None:
