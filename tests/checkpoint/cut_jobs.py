@@ -20,6 +20,26 @@ def digest(model: Any) -> str:
     return total.hexdigest()
 
 
+def train_adapters(job: elastic.Job, directory: str) -> tuple[str, list[str], str]:
+    """Trains adapters of a GPT-2; returns the trainer's digest, the names of the changed parameters, and the layout."""
+    import peft  # pyright: ignore[reportMissingImports]
+
+    def build() -> Any:
+        torch.manual_seed(4)
+        config = peft.LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, target_modules=["c_attn"], fan_in_fan_out=True)
+        return peft.get_peft_model(pretrained.build("GPT2LMHeadModel"), config)
+
+    model = build()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    options: dict[str, Any] = {"batch_size": 8, "micro_batch_size": 2, "checkpoint": directory}
+    trainer = elastic.Trainer(model, pretrained.loss, optimizer, pretrained.tokens, **options)
+    for _ in trainer.run(2):
+        pass
+    whole, first = trainer.state_dict(), build().state_dict()
+    changed = [name for name, value in whole.items() if not torch.equal(value, first[name])]
+    return trainer.digest(), changed, trainer.layout
+
+
 def train(job: elastic.Job, kind: str, directory: str) -> tuple[str, str, str]:
     """Returns the trainer's digest, that of the trained model, and the layout."""
     model = pretrained.build(kind)
