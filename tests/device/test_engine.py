@@ -22,6 +22,7 @@ CASES = [
     "unused and frozen",
     "weighted loss",
     "grains of two",
+    "built by a function",
 ]
 
 

@@ -21,6 +21,8 @@ import models
 
 outliving.SegmentContents = DeviceContents  # the calls around which fates let workers die
 
+models.CASES["built by a function"] = {"model": lambda: models.tied, "optimizer": models.two_groups, "clip_norm": 0.3}
+
 train = outliving.train
 
 
