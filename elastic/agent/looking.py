@@ -10,11 +10,13 @@ from pathlib import Path
 
 from elastic.agent.supervision import WorkerProcess
 from elastic.health.evidence import Observed, Usage
+from elastic.health.waiting import MUTE_S
 from elastic.host.quota import Quotas
 from elastic.observe.activity import ActivityReader, Doing
 
 _RECENT_S = 0.5  # of an activity that began so recently nothing more needs to be known
 _FAMILIES_EVERY_S = 1.0
+_POLLS = 4  # sleeps between two looks, 0.2 s or so: a thread that waits for the interpreter lock wakes every 5 ms
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _NANOSECOND = 1e-9
 
@@ -27,6 +29,7 @@ class Looker:
         self._readers: dict[int, ActivityReader] = {}
         self._families = _Families()
         self._quotas = Quotas()
+        self._sleeps: dict[int, dict[str, int]] = {}  # of each process: how often each thread has gone to sleep until the last look
 
     def look(self, workers: Iterable[WorkerProcess]) -> list[Observed]:
         """Returns an observation of each worker."""
@@ -36,6 +39,7 @@ class Looker:
         """Closes what is open for a worker that has ended."""
         if (reader := self._readers.pop(worker, None)) is not None:
             self._quotas.forget(reader.pid)
+            self._sleeps.pop(reader.pid, None)
             reader.close()
 
     def doing(self, worker: WorkerProcess) -> Doing | None:
@@ -49,6 +53,7 @@ class Looker:
         standing = None if reader is None else reader.standing(doing)
         now = time.monotonic()
         age_s = 0.0 if doing is None else now - doing.at
+        mute_s = now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0
         return Observed(
             worker=worker.number,
             pid=worker.pid,
@@ -58,8 +63,8 @@ class Looker:
             doing=doing,
             standing=standing,
             age_s=age_s,
-            mute_s=now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0,
-            usage=None if worker.pid is None or (doing is not None and age_s < _RECENT_S) else self._usage(worker.pid),
+            mute_s=mute_s,
+            usage=None if worker.pid is None or (doing is not None and age_s < _RECENT_S) else self._usage(worker.pid, mute_s >= MUTE_S),
             held=self._quotas.held(worker.pid, now),
         )
 
@@ -74,11 +79,12 @@ class Looker:
                     reader.close()
         return self._readers.get(worker.number)
 
-    def _usage(self, pid: int) -> Usage | None:
+    def _usage(self, pid: int, mute: bool) -> Usage | None:
+        """Returns what a process has used. While it is `mute`, threads that only wait for the interpreter lock do not count as running."""
         with suppress(OSError, ValueError, IndexError):  # it has ended
             folder = Path(f"/proc/{pid}")
             ran, delayed = _schedule(folder)
-            cpu_s, running, wakes = _threads(folder)
+            cpu_s, running, wakes, self._sleeps[pid] = _threads(folder, self._sleeps.get(pid) if mute else None)
             others_s, others_running = self._families.of(pid)
             io = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
             return Usage(
@@ -149,11 +155,26 @@ def _schedule(folder: Path) -> tuple[float, float]:
     return _TICK_S * sum(map(int, _fields(f"{folder}/task/{folder.name}/stat")[11:13])), 0.0
 
 
-def _threads(folder: Path) -> tuple[float, bool, int]:
-    """Returns the processor seconds of a process, whether one of its threads runs or is runnable, and how often they began to run."""
-    running, wakes = False, 0
+def _threads(folder: Path, before: dict[str, int] | None = None) -> tuple[float, bool, int, dict[str, int]]:
+    """Returns the processor seconds of a process, whether one of its threads runs or is runnable, how often they began to run, and how
+    often each has gone to sleep.
+
+    With `before`, these counts at the last look, a thread does not count as running that has gone to sleep _POLLS times since: it waits for
+    something that it looks for again and again, as for the interpreter lock. One that lacks a processor sleeps less often.
+    """
+    running, wakes, sleeps = False, 0, dict[str, int]()
     for thread in os.listdir(folder / "task"):
         with suppress(OSError, IndexError, ValueError):  # it has ended, or the kernel does not count
-            running = running or _fields(f"{folder}/task/{thread}/stat")[0] == "R"
+            sleeps[thread] = _sleeps(folder / "task" / thread)
+            polls = before is not None and thread in before and sleeps[thread] - before[thread] >= _POLLS
+            running = running or (_fields(f"{folder}/task/{thread}/stat")[0] == "R" and not polls)
             wakes += int((folder / "task" / thread / "schedstat").read_text().split()[2])
-    return _cpu_s(_fields(f"{folder}/stat")), running, wakes
+    return _cpu_s(_fields(f"{folder}/stat")), running, wakes, sleeps
+
+
+def _sleeps(folder: Path) -> int:
+    """Returns how often a thread has gone to sleep by itself."""
+    for line in (folder / "status").read_text().splitlines():
+        if line.startswith("voluntary_ctxt_switches:"):
+            return int(line.split()[1])
+    return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic.agent import looking
 from elastic.agent.looking import Looker
 from elastic.agent.supervision import WorkerProcess
 from elastic.health.evidence import Observed
@@ -109,3 +110,30 @@ def test_a_moment_lasts_until_there_is_progress(tmp_path: Path) -> None:
         moments.append(one.moment)
     assert len(set(moments)) == 5
     activity.close()
+
+
+HOLDS = """
+import ctypes, threading
+def spin():
+    while True: pass
+for _ in range(4): threading.Thread(target=spin, daemon=True).start()
+ctypes.PyDLL(None).sleep(60)  # keeps the interpreter lock
+"""
+
+
+@pytest.mark.parametrize(("code", "runs"), [(HOLDS, False), (SPIN, True)], ids=["polls", "computes"])
+def test_threads_that_wait_for_the_interpreter_lock_do_not_run(code: str, runs: bool) -> None:
+    """Each of them wakes every 5 ms to ask for it, and so is seen running now and then."""
+    with worker(code) as process:
+        folder = Path(f"/proc/{process.pid}")
+        deadline = time.monotonic() + 30.0
+        while looking._threads(folder)[0] < 0.5 if runs else len(looking._threads(folder)[3]) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        *_, before = looking._threads(folder)
+        seen = []
+        for _ in range(10):
+            time.sleep(0.2)
+            _, running, _, before = looking._threads(folder, before)
+            seen.append(running)
+        assert any(seen) == runs
