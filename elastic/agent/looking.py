@@ -84,7 +84,7 @@ class Looker:
         with suppress(OSError, ValueError, IndexError):  # it has ended
             folder = Path(f"/proc/{pid}")
             ran, delayed = _schedule(folder)
-            cpu_s, running, wakes, self._sleeps[pid] = _threads(folder, self._sleeps.get(pid) if mute else None)
+            cpu_s, running, wakes, self._sleeps[pid] = _threads(folder, self._sleeps.get(pid, {}) if mute else None)
             others_s, others_running = self._families.of(pid)
             io = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
             return Usage(
@@ -156,17 +156,19 @@ def _schedule(folder: Path) -> tuple[float, float]:
 
 
 def _threads(folder: Path, before: dict[str, int] | None = None) -> tuple[float, bool, int, dict[str, int]]:
-    """Returns the processor seconds of a process, whether one of its threads runs or is runnable, how often they began to run, and how
-    often each has gone to sleep.
+    """Returns the processor seconds of a process, whether one of its threads runs or is runnable, and how often they began to run.
 
-    With `before`, these counts at the last look, a thread does not count as running that has gone to sleep _POLLS times since: it waits for
-    something that it looks for again and again, as for the interpreter lock. One that lacks a processor sleeps less often.
+    With `before`, how often each thread had gone to sleep at the last look, it returns these counts now too, and a thread does not count
+    as running that has gone to sleep _POLLS times since: it waits for something that it looks for again and again, as for the interpreter
+    lock. One that lacks a processor sleeps less often.
     """
     running, wakes, sleeps = False, 0, dict[str, int]()
     for thread in os.listdir(folder / "task"):
         with suppress(OSError, IndexError, ValueError):  # it has ended, or the kernel does not count
-            sleeps[thread] = _sleeps(folder / "task" / thread)
-            polls = before is not None and thread in before and sleeps[thread] - before[thread] >= _POLLS
+            polls = False
+            if before is not None:
+                sleeps[thread] = _sleeps(folder / "task" / thread)
+                polls = thread in before and sleeps[thread] - before[thread] >= _POLLS
             running = running or (_fields(f"{folder}/task/{thread}/stat")[0] == "R" and not polls)
             wakes += int((folder / "task" / thread / "schedstat").read_text().split()[2])
     return _cpu_s(_fields(f"{folder}/stat")), running, wakes, sleeps

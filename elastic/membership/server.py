@@ -35,8 +35,8 @@ _FLAGS = {
     "listen-peer-urls": f"unix://{_PEER}",
     "initial-advertise-peer-urls": f"unix://{_PEER}",
     "initial-cluster": f"default=unix://{_PEER}",
-    "heartbeat-interval": "20",  # ms; leases of a dead agent expire after the election timeout at the earliest
-    "election-timeout": "200",
+    "heartbeat-interval": "50",  # ms: each costs processor time that training lacks
+    "election-timeout": "300",  # so long a restart takes
     "unsafe-no-fsync": "true",  # its data is not needed after the job
     "enable-grpc-gateway": "false",  # would dial the advertised address for ever
     "quota-backend-bytes": str(64 << 20),  # with the default, 2 GB, it maps 11 GB at once
@@ -178,7 +178,7 @@ class _Process:
         self.popen = subprocess.Popen(
             tied_command(command),
             cwd=directory,
-            env=etcd_environment(),
+            env={**etcd_environment(), "GOMAXPROCS": "1"},  # plenty for the job of one host
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -127,10 +127,10 @@ def test_threads_that_wait_for_the_interpreter_lock_do_not_run(code: str, runs: 
     with worker(code) as process:
         folder = Path(f"/proc/{process.pid}")
         deadline = time.monotonic() + 30.0
-        while looking._threads(folder)[0] < 0.5 if runs else len(looking._threads(folder)[3]) < 5:
+        while looking._threads(folder)[0] < 0.5 if runs else len(looking._threads(folder, {})[3]) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        *_, before = looking._threads(folder)
+        *_, before = looking._threads(folder, {})
         seen = []
         for _ in range(10):
             time.sleep(0.2)
