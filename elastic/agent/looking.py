@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from pathlib import Path
 from elastic.agent.supervision import WorkerProcess
 from elastic.health.evidence import Observed, Usage
 from elastic.health.waiting import MUTE_S
+from elastic.host.proc_files import ProcFiles
 from elastic.host.quota import Quotas
 from elastic.observe.activity import ActivityReader, Doing
 
@@ -29,6 +31,7 @@ class Looker:
         self._readers: dict[int, ActivityReader] = {}
         self._families = _Families()
         self._quotas = Quotas()
+        self._files: dict[int, ProcFiles] = {}  # by process
         self._sleeps: dict[int, dict[str, int]] = {}  # of each process: how often each thread has gone to sleep until the last look
 
     def look(self, workers: Iterable[WorkerProcess]) -> list[Observed]:
@@ -39,7 +42,7 @@ class Looker:
         """Closes what is open for a worker that has ended."""
         if (reader := self._readers.pop(worker, None)) is not None:
             self._quotas.forget(reader.pid)
-            self._sleeps.pop(reader.pid, None)
+            self._drop(reader.pid)
             reader.close()
 
     def doing(self, worker: WorkerProcess) -> Doing | None:
@@ -59,7 +62,7 @@ class Looker:
             pid=worker.pid,
             seen_at=now,
             moment=f"{worker.pid} {doing} {standing}",
-            state=_state(worker.pid),
+            state=self._state(worker.pid),
             doing=doing,
             standing=standing,
             age_s=age_s,
@@ -82,11 +85,11 @@ class Looker:
     def _usage(self, pid: int, mute: bool) -> Usage | None:
         """Returns what a process has used. While it is `mute`, threads that only wait for the interpreter lock do not count as running."""
         with suppress(OSError, ValueError, IndexError):  # it has ended
-            folder = Path(f"/proc/{pid}")
-            ran, delayed = _schedule(folder)
-            cpu_s, running, wakes, self._sleeps[pid] = _threads(folder, self._sleeps.get(pid, {}) if mute else None)
-            others_s, others_running = self._families.of(pid)
-            io = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
+            files = self._of(pid)
+            ran, delayed = _schedule(files, pid)
+            cpu_s, running, wakes, self._sleeps[pid] = _threads(files, self._sleeps.get(pid, {}) if mute else None)
+            others_s, others_running = self._families.of(files, pid)
+            io = dict(line.split(": ") for line in files.read("io").splitlines())
             return Usage(
                 ran_s=ran,
                 delayed_s=delayed,
@@ -94,21 +97,46 @@ class Looker:
                 io_bytes=sum(int(io[name]) for name in ("rchar", "wchar", "read_bytes")),
                 running=running or others_running,
                 wakes=wakes,
-                wchan=(folder / "wchan").read_text(),
+                wchan=files.read("wchan"),
             )
         return None
 
+    def _of(self, pid: int) -> ProcFiles:
+        if pid not in self._files:
+            self._files[pid] = ProcFiles(pid)
+        return self._files[pid]
+
+    def _drop(self, pid: int) -> None:
+        self._sleeps.pop(pid, None)
+        if (files := self._files.pop(pid, None)) is not None:
+            files.close()
+
+    def _state(self, pid: int | None) -> str:
+        if pid is None:
+            return ""
+        try:
+            return _split(self._of(pid).read("stat"))[0]
+        except (OSError, IndexError):  # it has ended
+            self._drop(pid)
+            return ""
+
 
 class _Families:
-    """The processor time of the descendants of processes. All processes of the host are read for this, so only now and then."""
+    """The processor time of the descendants of processes. If one has any, all processes of the host are read, so only now and then."""
 
     def __init__(self) -> None:
         self._read_at = 0.0
         self._children: dict[int, list[tuple[int, float, bool]]] = {}
+        self._childless: dict[int, float] = {}  # when a process was seen to have no children
 
-    def of(self, pid: int) -> tuple[float, bool]:
+    def of(self, files: ProcFiles, pid: int) -> tuple[float, bool]:
         """Returns the seconds that living descendants have used, and whether one of them runs."""
         now = time.monotonic()
+        if now - self._childless.get(pid, -math.inf) < _FAMILIES_EVERY_S:
+            return 0.0, False
+        if _has_no_children(files):
+            self._childless[pid] = now
+            return 0.0, False
         if now - self._read_at >= _FAMILIES_EVERY_S:
             self._read_at, self._children = now, _processes()
         total, running, found = 0.0, False, [pid]
@@ -117,6 +145,14 @@ class _Families:
                 total, running = total + seconds, running or runs
                 found.append(child)
         return total, running
+
+
+def _has_no_children(files: ProcFiles) -> bool:
+    """Returns whether a process is known to have no children: not all kernels tell."""
+    try:
+        return not any(files.read(f"task/{thread}/children").strip() for thread in files.threads())
+    except OSError:
+        return False
 
 
 def _processes() -> dict[int, list[tuple[int, float, bool]]]:
@@ -130,16 +166,14 @@ def _processes() -> dict[int, list[tuple[int, float, bool]]]:
     return children
 
 
-def _state(pid: int | None) -> str:
-    with suppress(OSError, IndexError):
-        return _fields(f"/proc/{pid}/stat")[0]
-    return ""
-
-
 def _fields(path: str) -> list[str]:
     """Returns the fields of a file `stat` from the state on."""
     with open(path, "rb") as file:
-        return file.read().decode(errors="replace").rpartition(")")[2].split()
+        return _split(file.read().decode(errors="replace"))
+
+
+def _split(stat: str) -> list[str]:
+    return stat.rpartition(")")[2].split()
 
 
 def _cpu_s(fields: list[str]) -> float:
@@ -147,15 +181,15 @@ def _cpu_s(fields: list[str]) -> float:
     return _TICK_S * sum(map(int, fields[11:15]))
 
 
-def _schedule(folder: Path) -> tuple[float, float]:
+def _schedule(files: ProcFiles, pid: int) -> tuple[float, float]:
     """Returns how long the first thread has run, and waited for a processor. Kernels without these figures count ticks."""
     with suppress(OSError, ValueError):
-        ran, delayed, _ = (folder / "schedstat").read_text().split()
+        ran, delayed, _ = files.read("schedstat").split()
         return int(ran) * _NANOSECOND, int(delayed) * _NANOSECOND
-    return _TICK_S * sum(map(int, _fields(f"{folder}/task/{folder.name}/stat")[11:13])), 0.0
+    return _TICK_S * sum(map(int, _split(files.read(f"task/{pid}/stat"))[11:13])), 0.0
 
 
-def _threads(folder: Path, before: dict[str, int] | None = None) -> tuple[float, bool, int, dict[str, int]]:
+def _threads(files: ProcFiles, before: dict[str, int] | None = None) -> tuple[float, bool, int, dict[str, int]]:
     """Returns the processor seconds of a process, whether one of its threads runs or is runnable, and how often they began to run.
 
     With `before`, how often each thread had gone to sleep at the last look, it returns these counts now too, and a thread does not count
@@ -163,20 +197,20 @@ def _threads(folder: Path, before: dict[str, int] | None = None) -> tuple[float,
     lock. One that lacks a processor sleeps less often.
     """
     running, wakes, sleeps = False, 0, dict[str, int]()
-    for thread in os.listdir(folder / "task"):
+    for thread in files.threads():
         with suppress(OSError, IndexError, ValueError):  # it has ended, or the kernel does not count
             polls = False
             if before is not None:
-                sleeps[thread] = _sleeps(folder / "task" / thread)
+                sleeps[thread] = _sleeps(files, thread)
                 polls = thread in before and sleeps[thread] - before[thread] >= _POLLS
-            running = running or (_fields(f"{folder}/task/{thread}/stat")[0] == "R" and not polls)
-            wakes += int((folder / "task" / thread / "schedstat").read_text().split()[2])
-    return _cpu_s(_fields(f"{folder}/stat")), running, wakes, sleeps
+            running = running or (_split(files.read(f"task/{thread}/stat"))[0] == "R" and not polls)
+            wakes += int(files.read(f"task/{thread}/schedstat").split()[2])
+    return _cpu_s(_split(files.read("stat"))), running, wakes, sleeps
 
 
-def _sleeps(folder: Path) -> int:
+def _sleeps(files: ProcFiles, thread: str) -> int:
     """Returns how often a thread has gone to sleep by itself."""
-    for line in (folder / "status").read_text().splitlines():
+    for line in files.read(f"task/{thread}/status").splitlines():
         if line.startswith("voluntary_ctxt_switches:"):
             return int(line.split()[1])
     return 0

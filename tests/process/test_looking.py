@@ -17,6 +17,7 @@ from elastic.agent import looking
 from elastic.agent.looking import Looker
 from elastic.agent.supervision import WorkerProcess
 from elastic.health.evidence import Observed
+from elastic.host.proc_files import ProcFiles
 from elastic.observe.activity import AGENT, NOBODY, Activity
 
 pytestmark = pytest.mark.slow
@@ -125,15 +126,17 @@ ctypes.PyDLL(None).sleep(60)  # keeps the interpreter lock
 def test_threads_that_wait_for_the_interpreter_lock_do_not_run(code: str, runs: bool) -> None:
     """Each of them wakes every 5 ms to ask for it, and so is seen running now and then."""
     with worker(code) as process:
-        folder = Path(f"/proc/{process.pid}")
+        assert process.pid is not None
+        files = ProcFiles(process.pid)
         deadline = time.monotonic() + 30.0
-        while looking._threads(folder)[0] < 0.5 if runs else len(looking._threads(folder, {})[3]) < 5:
+        while looking._threads(files)[0] < 0.5 if runs else len(looking._threads(files, {})[3]) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        *_, before = looking._threads(folder, {})
+        *_, before = looking._threads(files, {})
         seen = []
         for _ in range(10):
             time.sleep(0.2)
-            _, running, _, before = looking._threads(folder, before)
+            _, running, _, before = looking._threads(files, before)
             seen.append(running)
+        files.close()
         assert any(seen) == runs
