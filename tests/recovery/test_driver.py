@@ -287,7 +287,7 @@ def test_what_a_dead_worker_announced_is_not_kept(scene: Callable[..., Scene]) -
 def test_a_stopped_worker_is_replaced(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, limit: float | None, excluded: bool
 ) -> None:
-    monkeypatch.setattr("elastic.agent.looking._state", lambda pid: "T" if pid == FIRST_PID + 1 else "S")
+    monkeypatch.setattr("elastic.agent.looking.Looker._state", lambda _, pid: "T" if pid == FIRST_PID + 1 else "S")
     job = scene(stopped_after=limit)
     monkeypatch.setattr("elastic.agent.looking.time", SimpleNamespace(monotonic=lambda: job.now))
     for _ in range(13):
