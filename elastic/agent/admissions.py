@@ -246,7 +246,9 @@ class Admissions:
             self._held.append((host, message))
         elif kind == "heard":
             body = aged(message["message"], time.monotonic() - message["now"])
-            self._coordinator.heard(host.workers[message["worker"]], body)
+            worker = host.workers[message["worker"]]
+            worker.pid = message["pid"]
+            self._coordinator.heard(worker, body)
         elif kind == "seen":
             host.note_seen(message)
         elif kind == "ended":

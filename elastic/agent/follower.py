@@ -172,7 +172,7 @@ class Follower:
             worker.result = message
         elif message["type"] == "announce":
             worker.announced = message["ready"]  # kept for another coordinator, until it is a member
-        self._send({"type": "heard", "worker": worker.number, "message": message, "now": time.monotonic()})
+        self._send({"type": "heard", "worker": worker.number, "pid": worker.pid, "message": message, "now": time.monotonic()})
 
     def ended(self, worker: WorkerProcess) -> None:
         """Passes the end of a worker on, with what its segment holds."""
