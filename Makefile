@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-all test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix soak chaos-defects clean
+.PHONY: venv demo test test-all test-peers check docs bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix soak chaos-defects clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,17 @@ test-peers: $(PEERS)
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The site in build/site: open build/site/index.html, or let any web server show it. Only pip uses the network.
+DOCS := $(VENV)/.docs-installed
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,docs]'
+	touch $@
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q tests/docs/test_site.py
 
 bench: venv
 	$(BIN)/python benchmarks/throughput.py --json build/throughput.json

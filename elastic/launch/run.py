@@ -119,7 +119,8 @@ def run(
         etcd: `[user[:password]@]host:port[,host:port...]` of a running etcd, by any of its members; or `unix:/path` of its socket on this
             host; by default a private one. While it cannot be reached the job waits, 10 minutes at most.
         etcd_ca: a file with the certificates that sign those of etcd, which is then reached by TLS.
-        etcd_cert, etcd_key: files with this client's certificate and its key, where etcd wants them.
+        etcd_cert: a file with this client's certificate, where etcd wants one.
+        etcd_key: a file with its key.
         etcd_password_file: a file with the password of etcd's user, which only you can read. It is read again when etcd wants a new login:
             so a password may change while the job runs.
         args: JSON values.
@@ -168,8 +169,9 @@ def run(
             `file:PATH`, a file that is made then. It is looked for every second, and acts like SIGTERM.
         tls: encrypt what hosts send each other (TLS 1.3), with a certificate made from `secret`. All hosts must give the same. Within a
             host nothing is encrypted.
-        tls_cert, tls_key, tls_ca: files with a certificate and key of this host, and with the certificates that sign those of all hosts, to
-            be used instead; they imply `tls`. They do not replace the secret.
+        tls_cert: a file with this host's own certificate, to be used instead; it implies `tls`, and does not replace the secret.
+        tls_key: a file with the key of `tls_cert`.
+        tls_ca: a file with the certificates that sign those of all hosts.
         callbacks: objects with some of the methods of `elastic.Callback`, called in this process, not in workers.
         log: where metrics of steps are written besides: `tensorboard:DIRECTORY`, `wandb:PROJECT[/RUN]` or `mlflow:[URI#]EXPERIMENT`, or
             several of them; `otel:SERVICE` sends incidents as spans. Their packages are installed separately. Each step is written once.

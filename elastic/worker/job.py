@@ -187,7 +187,8 @@ class Job:
             micro_batch_size: samples of one body. It decides bits, and does not depend on the number of workers.
             batch_size: samples of one update, of all workers together; by default the DataLoader's.
             scheduler: a scheduler of that optimizer. Its `step()` acts where `loader.report` is not None, and after a loop.
-            steps, epochs: the length of one loop over the loader; by default one epoch of the data.
+            steps: the length of one loop over the loader, in steps.
+            epochs: the same in epochs of the data; by default one, where `steps` is not given.
             seed: keys the order of data, and what bodies draw from torch's, NumPy's and Python's generators.
             collate: joins samples of a dataset.
             options: `exact`, `grains`, `on_nonfinite`, `checkpoint`, `every`, `keep`, `checkpoint_files`, `names`, as for `Trainer`.

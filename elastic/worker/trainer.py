@@ -79,7 +79,8 @@ class Trainer:
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset; an iterable one, which every worker reads in order; or a function `batch(step, micro_batch)`. Of a tuple
             or list, the model gets the first element.
-        batch_size, micro_batch_size: samples per step and per micro-batch; the second must divide the first.
+        batch_size: samples of a step, of all workers together.
+        micro_batch_size: samples of a micro-batch; it must divide `batch_size`.
         scheduler: a scheduler of that optimizer, or a function that makes one from it; stepped once per step. `ReduceLROnPlateau` is not:
             the loop body calls `scheduler.step(metric)` on every worker with the same metric (`evaluate` returns the same on all). The
             scheduler's state is saved, and sent to workers that join.

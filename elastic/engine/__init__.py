@@ -1,0 +1,1 @@
+"""The computation of one worker in one view: model, stages, gradients, optimizer, generators."""
