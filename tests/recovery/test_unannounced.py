@@ -217,8 +217,10 @@ def test_silent_in_a_recovery(tmp_path: Path, phase: str) -> None:
 
 @pytest.mark.long
 def test_a_new_worker_that_never_is_ready_is_replaced(tmp_path: Path) -> None:
-    result = run(tmp_path, {"3": ["sleeps", "train_fn", 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, steps=500, hung_after=0.1)
-    assert result.value == calm(500)
+    """The loop bodies of worker 1 last longer, in all, than it takes to give worker 3 up."""
+    body = {f"1 {step}": ["sleeps", 0.06] for step in range(20, 300)}
+    result = run(tmp_path, {"3": ["sleeps", "train_fn", 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, body, steps=320, hung_after=0.1)
+    assert result.value == calm(320)
     assert any(4 in incident["joined"] for incident in result.incidents)
 
 
