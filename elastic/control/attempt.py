@@ -139,7 +139,7 @@ def inventoried(state: ControlState, event: Inventoried, now: float) -> Transiti
     if state.phase is not Phase.QUIESCING or event.attempt_id != state.attempt_id or event.worker not in state.participants:
         return state, []
     state = replace(state, inventories={**state.inventories, event.worker: event.inventory})
-    if state.missing:
+    if state.waits:
         return state, []
     joiners = {worker: state.ready[worker] for worker in sorted(state.participants.difference(state.view.workers))}
     state = replace(state, phase=Phase.PROPOSING, nag_at=None)
@@ -203,12 +203,14 @@ def _await_return(state: ControlState, lacks: str, now: float) -> Transition:
 
 def voted(state: ControlState, event: Voted, now: float) -> Transition:
     vote, proposal = event.vote, state.proposal
-    if state.phase is not Phase.MIGRATING or proposal is None or event.attempt_id != state.attempt_id or vote.worker not in state.missing:
+    if state.phase is not Phase.MIGRATING or proposal is None or event.attempt_id != state.attempt_id:
+        return state, []
+    if vote.worker not in proposal.view.workers or vote.worker in state.votes:
         return state, []
     state = replace(state, votes={**state.votes, vote.worker: vote})
     if not vote.passed:
         return _refused(state, vote, now)
-    if state.missing or not all(vote.passed for vote in state.votes.values()):
+    if state.waits or not all(vote.passed for vote in state.votes.values()):
         return state, []
     state = replace(state, phase=Phase.COMMITTING, suspects={}, nag_at=None)
     return state, [Commit(attempt_id=state.attempt_id, proposal=proposal, votes=dict(state.votes))]

@@ -168,14 +168,14 @@ def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
     """Handles a lost link. During an attempt it is ignored: links are dropped on purpose then, and votes report those that are needed."""
     if event.damaged:
         return _damaged(state, event, now)
-    if state.phase not in (Phase.RUNNING, Phase.BOUNDARY) or event.epoch != state.view.epoch or event.reporter not in state.live:
+    if state.phase not in (Phase.RUNNING, Phase.BOUNDARY) or event.epoch != state.view.epoch or not state.lives(event.reporter):
         return state, []
     if event.unreadable:
         return followed_by([Tell(sentence=unreadable(event.reporter, event.reason))], open_attempt(state, now))
     if event.peer is None or event.peer not in state.view.workers:  # one that is no member any more explains nothing either
         why = f"worker {event.reporter} cannot go on: {event.reason}"
         return replace(state, retry=state.retry or Retry(due=now + SUSPICION_S, why=why)), []
-    if event.peer not in state.live or event.reporter == event.peer:
+    if not state.lives(event.peer) or event.reporter == event.peer:
         return state, []
     if event.peer in state.finished:
         cause = state.cause or f"worker {event.reporter} lost worker {event.peer}, which had finished"
@@ -185,7 +185,7 @@ def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
 
 def _damaged(state: ControlState, event: LostLink, now: float) -> Transition:
     """Opens an attempt without the copies that the reporter has discarded. During an attempt this report precedes its inventory."""
-    if event.epoch != state.view.epoch or event.reporter not in state.live:
+    if event.epoch != state.view.epoch or not state.lives(event.reporter):
         return state, []
     if state.finished:
         return close_job(replace(state, cause=event.reason), now)
@@ -265,10 +265,10 @@ def _boundary(state: ControlState, now: float) -> Transition:
 
 def _paused_at(state: ControlState, event: PausedAt, now: float) -> Transition:
     """Records a paused member; opens the attempt once all have paused. They may pause at different steps: inventories resolve that."""
-    if state.phase is not Phase.BOUNDARY or event.epoch != state.view.epoch or event.worker not in state.live:
+    if state.phase is not Phase.BOUNDARY or event.epoch != state.view.epoch or not state.lives(event.worker):
         return state, []
     state = replace(state, paused={**state.paused, event.worker: event.step})
-    return (state, []) if state.missing else open_attempt(state, now, joining=True)
+    return (state, []) if state.waits else open_attempt(state, now, joining=True)
 
 
 def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transition:
@@ -280,7 +280,7 @@ def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transi
 
 
 def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Transition:
-    if event.worker not in state.live:
+    if not state.lives(event.worker):
         return state, []
     state = replace(state, finished=state.finished | {event.worker}, join_at=None)
     if state.phase is Phase.BOUNDARY:  # the training ended before the boundary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -144,13 +144,25 @@ class ControlState:
     @property
     def missing(self) -> tuple[int, ...]:
         """The workers whose answers the phase waits for."""
+        return tuple(self._missing())
+
+    @property
+    def waits(self) -> bool:
+        """Whether answers are missing; found without a look at all workers, since each answer asks for it."""
+        return next(self._missing(), None) is not None
+
+    def lives(self, worker: int) -> bool:
+        """Whether a worker is a member that has not died."""
+        return worker in self.view.workers and worker not in self.dead
+
+    def _missing(self) -> Iterator[int]:
         if self.phase is Phase.BOUNDARY:
-            return tuple(worker for worker in self.live if worker not in self.paused)
+            return (worker for worker in self.view.workers if worker not in self.dead and worker not in self.paused)
         if self.phase is Phase.QUIESCING:
-            return tuple(sorted(self.participants - self.inventories.keys()))
+            return (worker for worker in sorted(self.participants) if worker not in self.inventories)
         if self.phase is Phase.MIGRATING and self.proposal is not None:
-            return tuple(worker for worker in self.proposal.view.workers if worker not in self.votes)
-        return ()
+            return (worker for worker in self.proposal.view.workers if worker not in self.votes)
+        return iter(())
 
     @property
     def wake_at(self) -> float | None:

@@ -166,11 +166,7 @@ class EtcdClient:
 
     def refresh(self, lease: int) -> bool:
         """Renews a lease for its whole time to live. Returns whether it was still alive."""
-
-        def keep_alive(member: Member) -> Callable[..., Any]:
-            return lambda request, timeout_s, metadata: next(member.lease.LeaseKeepAlive(iter([request]), timeout_s, metadata=metadata))
-
-        return self._call(keep_alive, etcdrpc.LeaseKeepAliveRequest(ID=lease)).TTL > 0
+        return self._call(lambda member: member.keep_lease, etcdrpc.LeaseKeepAliveRequest(ID=lease)).TTL > 0
 
     def revoke(self, lease: int) -> None:
         self._call(lambda member: member.lease.LeaseRevoke, etcdrpc.LeaseRevokeRequest(ID=lease))
