@@ -72,7 +72,9 @@ class Driver:
         self._events: deque[events.Event] = deque()
         self._feeding = False
         subjects = lambda: Subjects.of(self.state)  # noqa: E731
-        self._watch = Watch(world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock, self._looked)
+        self._watch = Watch(
+            world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock, self._looked, self._host
+        )
         waiting = lambda: self.state.spares - self.state.participants - self.state.evicted  # noqa: E731
         self._pings = SparePings(world.carrier, world.timers, waiting, self._check_spares, self._give_up, world.clock)
         self._announce(events.Announce(view=view))
@@ -217,6 +219,11 @@ class Driver:
         else:
             wait = max(0.0, self.state.wake_at - self._world.clock())
             self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
+
+    def _host(self, worker: int) -> str:
+        """Returns the host of a member, if the members are on several."""
+        hosts = {member.worker: member.host for member in self.view.members}
+        return hosts.get(worker, "") if len(set(hosts.values())) > 1 else ""
 
     def _check_spares(self) -> None:
         """Notes which spares cannot join now, before something happens for which they may be needed."""

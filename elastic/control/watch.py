@@ -44,7 +44,8 @@ class Looks(Protocol):
 class Watch:
     """Watches workers from the first call of `look` on, until another one looks with the same timers.
 
-    It calls `exclude` with each verdict that excludes a worker, and `looked` with what each look has seen.
+    It calls `exclude` with each verdict that excludes a worker, and `looked` with what each look has seen. `host` returns the host of a
+    worker in a job of several, else "".
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Watch:
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         looked: Callable[[Sequence[Observed]], None] = lambda _: None,
+        host: Callable[[int], str] = lambda _: "",
     ) -> None:
         self._looks, self._timers, self._subjects, self._exclude, self._say = looks, timers, subjects, exclude, say
         self._clock, self._judge, self._looked = clock, Judge(limits), looked
+        self._host = host
         self._code: dict[int, str] = {}
 
     def heard(self, worker: int, message: Message) -> None:
@@ -78,7 +81,7 @@ class Watch:
             if found.excludes:
                 self._exclude(found)
             else:
-                self._say(found.sentence)
+                self._say(replace(found, host=self._host(found.worker)).sentence)
         self._timers.set_timer(LOOK_S, self.look, "watch")
 
     def close(self) -> None:

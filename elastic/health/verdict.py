@@ -30,7 +30,7 @@ OWN = (HUNG, HUNG_LOADER, SPINNING)
 class Verdict:
     """A finding about a worker: `kind`, and `why`, the evidence in words. `excludes`: it is to be replaced; else this is only reported.
 
-    `for_s`: how long it has lasted. `pid` is the worker's process.
+    `for_s`: how long it has lasted. `pid` is the worker's process, `host` its host in a job of several.
     """
 
     worker: int
@@ -39,11 +39,13 @@ class Verdict:
     for_s: float
     excludes: bool
     pid: int | None = None
+    host: str = ""
 
     @property
     def sentence(self) -> str:
         """One line for the user."""
-        return f"worker {self.worker} (process {self.pid}) is {self.kind}: {self.why}"
+        on = f" on {self.host}" if self.host else ""
+        return f"worker {self.worker} (process {self.pid}{on}) is {self.kind}: {self.why}"
 
 
 def hung_kind(seen: Observed) -> str:
