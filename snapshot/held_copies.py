@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from elastic.engine.shard import Shard
-from elastic.layout.transfer import PARAM, Role
+from elastic.layout.regions import PARAM, SAME
+from elastic.layout.transfer import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +88,14 @@ def runs(
     return found
 
 
-def dtypes(held: Sequence[StoredCopy], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
-    """Maps every optimizer state to its dtype name: `same` where it is that of the layer's parameters."""
+def dtypes(held: Sequence[StoredCopy], layer_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
+    """Maps every optimizer state to its dtype name: `SAME` where it is that of the layer's masters or, without them, parameters."""
     found: dict[str, str] = {}
     for copy in held:
         for state, memory in copy.memory.items():
             if state != PARAM:
-                own = memory.dtype == parameter_dtypes[copy.layer]
-                name = "same" if own else str(memory.dtype).removeprefix("torch.")
-                if found.setdefault(state, name) == "same":
+                own = memory.dtype == layer_dtypes[copy.layer]
+                name = SAME if own else str(memory.dtype).removeprefix("torch.")
+                if found.setdefault(state, name) == SAME:
                     found[state] = name
     return found

@@ -20,7 +20,7 @@ from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
-from elastic.engine.shard import Shard
+from elastic.engine.shard import GradientScale, Shard, unscaled
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
@@ -84,6 +84,7 @@ class Replicator:
         self.replicas = [Replica(shard=shard, step=step, landing=self._room(shard)) for shard in kept]
         self._settings: dict[int, list[dict[str, Any]]] = {}
         self._skipped: set[int] = set()
+        self._scales: dict[int, GradientScale] = {}
 
     def _room(self, shard: Shard) -> Landing:
         return Landing(empty(self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
@@ -108,10 +109,11 @@ class Replicator:
         """Memory that receives the owners' updates."""
         return sum(replica.landing.size for replica in self.replicas)
 
-    def begin(self, step: int, *, skipped: bool = False) -> None:
-        """Stores the optimizer's settings before its step, and whether the step is skipped."""
+    def begin(self, step: int, scale: GradientScale = unscaled, *, skipped: bool = False) -> None:
+        """Stores the optimizer's settings before its step, the scale of gradients with masters, and whether the step is skipped."""
         self._settings = {known: settings for known, settings in self._settings.items() if known >= step - 1}
         self._settings[step] = self._optimizer.settings()
+        self._scales = {known: each for known, each in self._scales.items() if known in self._settings} | {step: scale}
         self._skipped = {known for known in self._skipped if known in self._settings} - {step} | ({step} if skipped else set())
 
     def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
@@ -134,7 +136,7 @@ class Replicator:
             self._rest.forget("replica")
         if self._observer is not None:
             self._observer.replays()
-        self._optimizer.replay(gradients, self._settings[step], skipped=step in self._skipped)
+        self._optimizer.replay(gradients, self._settings[step], self._scales[step], skipped=step in self._skipped)
         for replica, _ in ready:
             replica.step, replica.received = step, None
         if self._observer is not None:
@@ -194,7 +196,8 @@ class Replicator:
             if update is None:
                 continue
             skipped = update.step in self._skipped
-            make = functools.partial(self._optimizer.replayed, shard, scalars, update.parts, self._settings[update.step], skipped=skipped)
+            given = update.parts, self._settings[update.step], self._scales[update.step]
+            make = functools.partial(self._optimizer.replayed, shard, scalars, *given, skipped=skipped)
             if shard.interval.owner in lost:
                 newer = make()
                 found.append(held(newer, update.step, "replica", newer.scalars))

@@ -18,7 +18,7 @@ from elastic.engine.initial import InitialValues
 from elastic.engine.partial import note_whole, partial
 from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
-from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+from elastic.layout.regions import MASTER, PARAM, SAME, CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
 from elastic.memory import device
 from elastic.memory.raw import give_back
@@ -122,6 +122,7 @@ class LayeredModel:
         model: nn.Module | Sequence[nn.Module],
         *,
         cut: CutRule = "block",
+        masters: bool = False,
         exact: bool = True,
         initial: InitialValues | None = None,
     ) -> None:
@@ -139,7 +140,8 @@ class LayeredModel:
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
         refuse_aliases(self.root)
         homes: dict[int, int] = {}
-        self.spec = ModelSpec(layers=tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers)), cut=cut)
+        described = tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers))
+        self.spec = ModelSpec(layers=described, cut=cut, masters=masters)
         self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)
         self.flats: dict[int, torch.Tensor] = {}
@@ -233,9 +235,13 @@ class LayeredModel:
         """Returns a held parameter's bytes, row-major (uint8, shares memory where possible)."""
         return bytes_of(contiguous(self._parameters[name]))
 
-    def dtype(self, layer: int) -> torch.dtype:
-        """Returns the dtype of a layer's vector."""
-        return getattr(torch, self.spec.layers[layer].parameters[0].dtype)
+    def dtype(self, layer: int, state: str = PARAM, dtype: str = SAME) -> torch.dtype:
+        """Returns the dtype of a layer's vector, or of another state of it, which is `dtype` if that is not `SAME`."""
+        return getattr(torch, self.spec.dtype(layer, state, dtype))
+
+    def state_dtypes(self) -> dict[int, torch.dtype]:
+        """Returns for each layer what `SAME` stands for as the dtype of an optimizer state."""
+        return {layer.index: self.dtype(layer.index, MASTER) for layer in self.spec.layers if layer.size}
 
     def hold(self, layers: Iterable[int], *, keep: bool = True, reuse: Mapping[int, torch.Tensor] | None = None) -> None:
         """Lays the given layers out as flat vectors and frees the memory of trainable parameters of all others.

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from elastic.engine import randomness
 from elastic.engine.bit_equality import plain, same
 from elastic.errors import TrainerError
-from elastic.layout.regions import ALIGNMENT, CutRule, align
+from elastic.layout.regions import ALIGNMENT, MASTER, NARROW, SAME, CutRule, align
 from elastic.memory import device
 from elastic.memory import tensors as memory
 
@@ -41,24 +41,30 @@ OptimizerState = dict[str, Any]
 class Probed:
     """What the probe found: where tensors may be `cut`, whether `step` changes the gradients, and bytes of state per element.
 
-    `scalars` gives, by name, an example of each state that does not have its parameter's shape.
+    `scalars` gives, by name, an example of each state that does not have its parameter's shape; `dtypes` the dtype's name of each other
+    state, `SAME` where it is that of what the optimizer updates.
     """
 
     cut: CutRule
     writes_gradients: bool
     state_bytes: float
     scalars: Mapping[str, Any]
+    dtypes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
-    """A tensor like some of the model's. `state`: what the optimizer already holds for them. `share`: the elements it represents."""
+    """A tensor like some of the model's. `state`: what the optimizer already holds for them. `share`: the elements it represents.
+
+    `master`: it is the master of a parameter of another dtype.
+    """
 
     group: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     state: OptimizerState
     share: float
+    master: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +81,15 @@ class _ProbeOutcome:
     changed: str | None
 
 
-def probe(optimizer: Optimizer) -> Probed:
-    """Probes copies of the optimizer, which itself does not change.
+def probe(optimizer: Optimizer, *, masters: bool = False) -> Probed:
+    """Probes copies of the optimizer, which itself does not change; with `masters`, on float32 tensors in place of narrower ones.
 
     Raises:
         TrainerError: if it cannot be spread over workers, or its state cannot move with the parameters; the message says why.
     """
     name = type(optimizer).__name__
     _check_kind(optimizer, name)
-    samples = _samples(optimizer)
+    samples = _samples(optimizer, masters=masters)
     trial = _Trials(optimizer, samples)
     everything = range(len(samples))
     with randomness.kept():
@@ -113,6 +119,7 @@ def probe(optimizer: Optimizer) -> Probed:
             writes_gradients=together.wrote,
             state_bytes=_state_bytes(samples, together),
             scalars=_scalars(together),
+            dtypes=_dtypes(together),
         )
 
 
@@ -170,6 +177,11 @@ def _check_outcome(name: str, outcome: _ProbeOutcome, trial: _Trials) -> None:
         )
     if trial.foreign_key is not None:
         raise _no_parameters_state(name, trial.foreign_key)
+    if any(MASTER in state for states in outcome.states.values() for state in states):
+        raise TrainerError(
+            f"{name} keeps a state called {MASTER!r}, as the Trainer calls its own masters: give the state another name, or leave it out "
+            "and give the Trainer master_weights=True"
+        )
     still = all(same(tensor, trial.tensors[index]) for index, tensor in outcome.tensors.items())
     if still and not any(states[0] for states in outcome.states.values()) and outcome.tensors:
         raise TrainerError(
@@ -190,7 +202,12 @@ def _signature(value: Any) -> Any:
     return repr(value)
 
 
-def _samples(optimizer: Optimizer) -> list[_Sample]:
+def _worked(dtype: torch.dtype, *, masters: bool) -> torch.dtype:
+    """Returns the dtype in which the optimizer updates parameters of a dtype."""
+    return torch.float32 if masters and str(dtype).removeprefix("torch.") in NARROW else dtype
+
+
+def _samples(optimizer: Optimizer, *, masters: bool) -> list[_Sample]:
     """Returns two samples for each kind of parameter: those with the most elements and with the largest smallest extent."""
     kinds: dict[Any, list[tuple[int, torch.Tensor]]] = {}
     for number, group in enumerate(optimizer.param_groups):
@@ -205,8 +222,10 @@ def _samples(optimizer: Optimizer) -> list[_Sample]:
         widest = max(members, key=lambda member: (min(member[1].shape, default=1), member[1].numel()))
         for number, parameter in (largest, widest):
             shape = _shape(tuple(parameter.shape))
-            state = _carried(optimizer.state.get(parameter, {}), parameter, shape)
-            found.append(_Sample(group=number, shape=shape, dtype=parameter.dtype, state=state, share=share))
+            dtype = _worked(parameter.dtype, masters=masters)
+            state = _carried(optimizer.state.get(parameter, {}), parameter, shape, dtype)
+            master = dtype != parameter.dtype
+            found.append(_Sample(group=number, shape=shape, dtype=dtype, state=state, share=share, master=master))
     return found
 
 
@@ -219,15 +238,15 @@ def _shape(real: tuple[int, ...]) -> tuple[int, ...]:
     return (*others, max(last, -(-_FEWEST_ELEMENTS // math.prod(others))))
 
 
-def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...]) -> OptimizerState:
-    """Returns the state that the optimizer already holds (Adagrad creates it at construction), for a tensor of another shape.
+def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> OptimizerState:
+    """Returns the state that the optimizer already holds (Adagrad creates it at construction), for a tensor of another shape and dtype.
 
     Empty if the state's shape does not show how to convert it.
     """
     found: OptimizerState = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
-            found[name] = memory.filled(shape, value.flatten()[0].item(), value.dtype)
+            found[name] = memory.filled(shape, value.flatten()[0].item(), dtype if value.dtype == parameter.dtype else value.dtype)
         elif isinstance(value, torch.Tensor) and value.ndim and value.numel() > 1:
             return {}
         else:
@@ -360,11 +379,12 @@ def _joined(whole: Any, pieces: Sequence[Any], shape: torch.Size) -> bool:
 
 
 def _state_bytes(samples: Sequence[_Sample], outcome: _ProbeOutcome) -> float:
-    """Returns the average bytes of state per element of the model."""
+    """Returns the average bytes of state, masters included, per element of the model."""
     total = 0.0
     for index, sample in enumerate(samples):
         values = [value for value in outcome.states[index][0].values() if isinstance(value, torch.Tensor) and value.ndim]
-        total += sample.share * sum(value.numel() * value.element_size() for value in values) / outcome.tensors[index].numel()
+        own = outcome.tensors[index].nbytes if sample.master else 0
+        total += sample.share * (own + sum(value.numel() * value.element_size() for value in values)) / outcome.tensors[index].numel()
     return total / max(1.0, sum(sample.share for sample in samples))
 
 
@@ -374,6 +394,15 @@ def _scalars(outcome: _ProbeOutcome) -> dict[str, Any]:
         for name, value in outcome.states[index][0].items():
             if not (isinstance(value, torch.Tensor) and value.ndim and value.shape == tensor.shape):
                 found.setdefault(name, value)
+    return found
+
+
+def _dtypes(outcome: _ProbeOutcome) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for index, tensor in outcome.tensors.items():
+        for name, value in outcome.states[index][0].items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape == tensor.shape:
+                found[name] = SAME if value.dtype == tensor.dtype else str(value.dtype).removeprefix("torch.")
     return found
 
 

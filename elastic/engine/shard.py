@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +14,17 @@ from torch.optim import Optimizer
 from elastic.engine.after_step import PREFIX, AfterStep, AfterStepState
 from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
-from elastic.layout.regions import ModelSpec, ParameterSpec
-from elastic.layout.transfer import PARAM
+from elastic.layout.regions import MASTER, PARAM, ModelSpec, ParameterSpec
 from elastic.memory.tensors import copy, lasting
 from elastic.recovery.inventory import Scalars
+
+GradientScale = Callable[[torch.Tensor], Any]
+"""Changes a sum of gradients, in place, to the gradient of the mean loss, clipped."""
+
+
+def unscaled(gradient: torch.Tensor) -> None:
+    """Leaves it as it is."""
+
 
 RUN = "run"
 """Stands among scalars for a state that has the shape of its parameter: its values are in the shard's memory."""
@@ -32,6 +39,7 @@ def in_memory(value: Any) -> bool:
 class Shard:
     """One interval's parameters and optimizer states: `memory[state]` has one element per element of the interval, padding included.
 
+    With masters the optimizer works on `memory[MASTER]`, which is float32, and `memory[PARAM]` is its rounding.
     `scalars` is all other optimizer state when the shard is made; once an optimizer is bound to it, that state lives in the optimizer.
     """
 
@@ -40,6 +48,16 @@ class Shard:
     memory: dict[str, torch.Tensor]
     scalars: Scalars = field(default_factory=dict)
     pieces: list[nn.Parameter | None] = field(default_factory=list)
+
+    @property
+    def worked(self) -> torch.Tensor:
+        """The memory that the optimizer updates: masters, or else the parameters themselves."""
+        return self.memory.get(MASTER, self.memory[PARAM])
+
+    def raise_masters(self) -> None:
+        """Gives masters the values of the parameters, before the first step."""
+        if MASTER in self.memory:
+            self.memory[MASTER].copy_(self.memory[PARAM])
 
     def parameters(self, spec: ModelSpec) -> list[tuple[ParameterSpec, int, int]]:
         """Every parameter that the interval touches, and the run of it inside, relative to the interval."""
@@ -52,13 +70,15 @@ class Shard:
 class _Piece:
     """The run `[start, stop)` of a shard, which is a piece of the parameter called `name`, or all of it.
 
-    `lying` has the optimizer's states that were found in the shard's memory, by name there, each with its address.
+    `lying` has the optimizer's states that were found in the shard's memory, by name there, each with its address. `master`: the parameter
+    that the optimizer has is a master.
     """
 
     parameter: nn.Parameter
     name: str
     start: int
     stop: int
+    master: bool
     lying: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
 
     def lies(self, name: str, value: Any) -> bool:
@@ -107,19 +127,21 @@ class Updater:
             runs = shard.parameters(self._spec)
             shard.pieces = [self._piece(shard, *run) for run in runs]
             pairs = zip(shard.pieces, runs, strict=True)
-            self._pieces[key] = [_Piece(piece, each.name, start, stop) for piece, (each, start, stop) in pairs if piece is not None]
+            masters = MASTER in shard.memory
+            self._pieces[key] = [_Piece(piece, p.name, start, stop, masters) for piece, (p, start, stop) in pairs if piece is not None]
 
     def _piece(self, shard: Shard, parameter: ParameterSpec, start: int, stop: int) -> nn.Parameter | None:
         number = self._group_of.get(parameter.name)
         if number is None:
             return None  # not given to the optimizer: never updated, as in torch
         shape = parameter.shape if self._spec.cut == "tensor" else (stop - start,)
-        piece = nn.Parameter(shard.memory[PARAM][start:stop].view(shape))
+        piece = nn.Parameter(shard.worked[start:stop].view(shape))
         self.optimizer.param_groups[number]["params"].append(piece)
         scalars = shard.scalars.get(parameter.name, {})
         state = {
             name: shard.memory[name][start:stop].view(shape) if in_memory(value) else self._own(name, value)
             for name, value in scalars.items()
+            if name != MASTER
         }
         kept = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         self._kept[piece] = AfterStepState(parameter.name, kept)
@@ -132,9 +154,10 @@ class Updater:
         place = self._devices.get(name)
         return value.to(place) if isinstance(value, torch.Tensor) and place not in (None, value.device) else copied(value)
 
-    def step(self, gradients: Mapping[tuple[int, int], Parts], *, skipped: bool = False) -> None:
+    def step(self, gradients: Mapping[tuple[int, int], Parts], scale: GradientScale = unscaled, *, skipped: bool = False) -> None:
         """Updates the shards that gradients (one per run of a parameter, None where absent) are given for, and no other.
 
+        Gradients of parameters with masters are sums, which become gradients by `scale`, in float32.
         Nothing is done behind a step that is `skipped`: it changes nothing.
         Gradients stay as they are: they are sent, and may be needed again.
         """
@@ -142,7 +165,7 @@ class Updater:
         for key, parts in gradients.items():
             for piece, part in zip(self.shards[key].pieces, parts, strict=True):
                 if piece is not None:
-                    piece.grad = None if part is None else (copy(part) if self._writes_gradients else part).view(piece.shape)
+                    piece.grad = None if part is None else self._gradient(part, piece, scale).view(piece.shape)
         self.optimizer.step()
         if self._after and not skipped:
             with torch.no_grad():
@@ -154,6 +177,20 @@ class Updater:
                 if piece is not None:
                     piece.grad = None
             self._settle(self.shards[key], self._pieces[key])
+            self._round(self.shards[key], self._pieces[key])
+
+    def _gradient(self, part: torch.Tensor, piece: nn.Parameter, scale: GradientScale) -> torch.Tensor:
+        if part.dtype == piece.dtype:
+            return copy(part) if self._writes_gradients else part
+        gradient = part.to(piece.dtype)
+        scale(gradient)
+        return gradient
+
+    @staticmethod
+    def _round(shard: Shard, pieces: Sequence[_Piece]) -> None:
+        """Makes parameters the roundings of their masters."""
+        for piece in pieces if MASTER in shard.memory else ():
+            shard.memory[PARAM][piece.start : piece.stop].copy_(piece.parameter.detach().reshape(-1))
 
     def _forget_scalars(self) -> None:
         self._scalars.clear()
@@ -162,6 +199,8 @@ class Updater:
 
     def _states(self, piece: _Piece) -> Iterator[tuple[str, Any]]:
         """Yields all state of a piece, by the names in its shard's memory."""
+        if piece.master:
+            yield MASTER, piece.parameter.detach()
         yield from self.optimizer.state.get(piece.parameter, {}).items()
         for name, value in self._kept[piece.parameter].items():
             yield PREFIX + name, value
@@ -207,7 +246,7 @@ class Updater:
     def _copied_scalars(self, piece: _Piece) -> dict[str, Any]:
         """Returns a piece's state besides its memory: the same dict for all pieces with equal state since the last update."""
         copies = {
-            name: RUN if piece.lies(name, value) or _is_run(value, piece.parameter) else self._copied(value)
+            name: RUN if name == MASTER or piece.lies(name, value) or _is_run(value, piece.parameter) else self._copied(value)
             for name, value in self._states(piece)
         }
         return self._alike.setdefault(tuple((name, id(value)) for name, value in copies.items()), copies)

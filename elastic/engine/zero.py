@@ -6,7 +6,7 @@ views of the owned runs. A probe at the start (`engine/probe.py`) tells whether 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.probe import Probed, probe, second
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
-from elastic.engine.shard import RUN, Scalars, Shard, Updater, copied
+from elastic.engine.shard import RUN, GradientScale, Scalars, Shard, Updater, copied, unscaled
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
-from elastic.layout.transfer import PARAM
+from elastic.layout.regions import MASTER, PARAM
 from elastic.memory.tensors import lasting, lasting_copy
 
 
@@ -42,7 +42,7 @@ class ShardedOptimizer:
                     raise TrainerError(f"parameter group {number} of the optimizer holds a tensor that is not a parameter of the model")
                 self._group_of[name] = number
         self._initial = {name: state for parameter, state in optimizer.state.items() if (name := model.name_of(parameter)) is not None}
-        self.probed = probed or probe(optimizer)
+        self.probed = probed or probe(optimizer, masters=model.spec.masters)
         self.owned, self.kept = self._updater(optimizer), self._updater(second(optimizer))
 
     def _updater(self, optimizer: Optimizer) -> Updater:
@@ -52,9 +52,14 @@ class ShardedOptimizer:
         )
 
     def initial(self, layer: int, interval: Interval, run: torch.Tensor) -> Shard:
-        """The shard of an interval before the first step: its parameters are in `run`."""
+        """The shard of an interval before the first step: its parameters are in `run`, or will be when `raise_masters` is called again."""
         shard = Shard(layer=layer, interval=interval, memory={PARAM: run})
+        if self._model.spec.has_masters(layer):
+            shard.memory[MASTER] = lasting(interval.elements, self._model.dtype(layer, MASTER))
+            shard.raise_masters()
         for parameter, start, stop in shard.parameters(self._model.spec):
+            if MASTER in shard.memory and parameter.name in self._group_of:
+                shard.scalars.setdefault(parameter.name, {})[MASTER] = RUN
             for name, value in self._initial.get(parameter.name, {}).items():
                 scalars = shard.scalars.setdefault(parameter.name, {})
                 if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or (name == "step" and not value.ndim):
@@ -65,17 +70,23 @@ class ShardedOptimizer:
                         )
                     scalars[name] = copied(value)
                     continue
-                memory = shard.memory.setdefault(name, lasting(interval.elements, value.dtype))
+                dtype = shard.worked.dtype if value.dtype == run.dtype else value.dtype
+                memory = shard.memory.setdefault(name, lasting(interval.elements, dtype))
                 offset = interval.start - parameter.start
                 memory[start:stop] = value.detach().reshape(-1)[start + offset : stop + offset]
                 scalars[name] = RUN
         return shard
 
     def step(self, gradients: Sequence[OwnedGradient], scale: GradientScale) -> None:
-        """Scales the gradient sums in place and updates the owned shards; a parameter without gradient is skipped."""
+        """Updates the owned shards; a parameter without gradient is skipped.
+
+        Scales the gradient sums in place, except those of parameters with masters: these are scaled in float32, here and where replicas
+        are updated, since they may be too small for their own dtype.
+        """
         for gradient in gradients:
-            scale(gradient.memory)
-        self.owned.step({(gradient.layer, gradient.interval.start): gradient.parts for gradient in gradients})
+            if not self._model.spec.has_masters(gradient.layer):
+                scale(gradient.memory)
+        self.owned.step({(gradient.layer, gradient.interval.start): gradient.parts for gradient in gradients}, scale)
 
     def names(self) -> list[tuple[str, ...]]:
         """The parameters of each group, in the order of the model."""
@@ -87,14 +98,28 @@ class ShardedOptimizer:
         """Every group's settings, such as its learning rate: copies."""
         return [{name: copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
 
-    def replay(self, gradients: Mapping[tuple[int, int], Parts], settings: Sequence[Mapping[str, Any]], *, skipped: bool = False) -> None:
-        """Updates shards kept for others as their owner did, with the groups' settings of that step."""
+    def replay(
+        self,
+        gradients: Mapping[tuple[int, int], Parts],
+        settings: Sequence[Mapping[str, Any]],
+        scale: GradientScale = unscaled,
+        *,
+        skipped: bool = False,
+    ) -> None:
+        """Updates shards kept for others as their owner did, with the groups' settings and the `scale` of that step."""
         for group, values in zip(self.kept.optimizer.param_groups, settings, strict=True):
             group.update(values)
-        self.kept.step(gradients, skipped=skipped)
+        self.kept.step(gradients, scale, skipped=skipped)
 
     def replayed(
-        self, shard: Shard, scalars: Scalars, parts: Parts, settings: Sequence[Mapping[str, Any]], *, skipped: bool = False
+        self,
+        shard: Shard,
+        scalars: Scalars,
+        parts: Parts,
+        settings: Sequence[Mapping[str, Any]],
+        scale: GradientScale = unscaled,
+        *,
+        skipped: bool = False,
     ) -> Shard:
         """A copy of a shard kept for another worker, one update later."""
         later = Shard(
@@ -107,22 +132,15 @@ class ShardedOptimizer:
         for group, values in zip(updater.optimizer.param_groups, settings, strict=True):
             group.update(values)
         updater.bind([later])
-        updater.step({(later.layer, later.interval.start): parts}, skipped=skipped)
+        updater.step({(later.layer, later.interval.start): parts}, scale, skipped=skipped)
         later.scalars = updater.scalars(later)
         return later
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of optimizer state of what is owned here."""
-        return sum(
-            value.numel() * value.element_size()
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        )
-
-
-GradientScale = Callable[[torch.Tensor], Any]
+        """Bytes of optimizer state and masters of what is owned here."""
+        states = [*self.optimizer.state.values(), *({MASTER: s.memory[MASTER]} for s in self.owned.shards.values() if MASTER in s.memory)]
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
 
 
 def scaling(denominator: float, clip: float) -> GradientScale:

@@ -24,6 +24,18 @@ BLOCK = 4096
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element, by dtype name."""
 
+NARROW = ("bfloat16", "float16")
+"""Dtypes of parameters that may have a float32 master."""
+
+PARAM = "param"
+"""The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
+
+MASTER = "fp32_master"
+"""The state that is a parameter's float32 master: the optimizer updates it, and the parameter is its rounding."""
+
+SAME = "same"
+"""Stands for the dtype of a layer's masters or, without them, of its parameters, as the dtype of an optimizer state."""
+
 CutRule = Literal["block", "tensor"]
 
 
@@ -109,6 +121,11 @@ class LayerSpec:
         """Elements of the vector, padding included: a multiple of `ALIGNMENT`."""
         return align(self.parameters[-1].stop) if self.parameters else 0
 
+    @property
+    def dtype(self) -> str:
+        """The name of the parameters' dtype; empty if the layer has none."""
+        return self.parameters[0].dtype if self.parameters else ""
+
     def parameter(self, name: str) -> ParameterSpec:
         """The parameter called `name`; LayoutError if the layer has none."""
         for parameter in self.parameters:
@@ -119,10 +136,11 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """All layers in order, and the rule where their vectors may be cut between owners."""
+    """All layers in order, and the rule where their vectors may be cut between owners. `masters`: narrow parameters have a `MASTER`."""
 
     layers: tuple[LayerSpec, ...]
     cut: CutRule = "block"
+    masters: bool = False
 
     def __post_init__(self) -> None:
         if self.cut not in ("block", "tensor"):
@@ -132,6 +150,20 @@ class ModelSpec:
                 raise LayoutError(f"the layer at position {position} has index {layer.index}")
             for tie in layer.ties:
                 self.layers[tie.home].parameter(tie.name)
+
+    def has_masters(self, layer: int) -> bool:
+        """Whether a layer's parameters have masters."""
+        return self.masters and self.layers[layer].dtype in NARROW
+
+    def has(self, layer: int, state: str) -> bool:
+        """Whether a layer may have this state."""
+        return state != MASTER or self.has_masters(layer)
+
+    def dtype(self, layer: int, state: str, dtype: str = SAME) -> str:
+        """The dtype's name of a layer's state, which is `dtype` if that is not `SAME`."""
+        if state != PARAM and dtype != SAME:
+            return dtype
+        return "float32" if state != PARAM and self.has_masters(layer) else self.layers[layer].dtype
 
     def cut_points(self, layer: int) -> Sequence[int]:
         """The ascending positions, 0 included, at which an interval of `layer` may start. It ends at one of these or at the layer's end.
@@ -160,7 +192,7 @@ class ModelSpec:
             if number == len(shared):
                 shared.append(form)
             layers.append([prefix, number, *([tie.name, tie.home] for tie in layer.ties)])
-        return {"cut": self.cut, "forms": shared, "layers": layers}
+        return {"cut": self.cut, "masters": self.masters, "forms": shared, "layers": layers}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelSpec:
@@ -169,4 +201,4 @@ class ModelSpec:
         for index, (prefix, number, *ties) in enumerate(data["layers"]):
             parameters = [(prefix + name, shape, dtype) for name, dtype, *shape in data["forms"][number]]
             layers.append(LayerSpec.build(index, parameters, [Tie(name=name, home=home) for name, home in ties]))
-        return cls(layers=tuple(layers), cut=data["cut"])
+        return cls(layers=tuple(layers), cut=data["cut"], masters=data.get("masters", False))

@@ -15,13 +15,10 @@ from typing import Any, Literal
 
 from elastic.errors import CoverageLost
 from elastic.layout.layout import Layout
-from elastic.layout.regions import BLOCK
+from elastic.layout.regions import BLOCK, MASTER, PARAM
 from elastic.layout.runs import Lack, Run, Senders, gaps, joined, shared
 
 Role = Literal["live", "previous", "replica", "previous replica", "gathered", "kept"]
-
-PARAM = "param"
-"""The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
 
 PIECE = 256 * BLOCK
 """Elements. A longer run that several workers can send is divided between them in pieces of this length."""
@@ -97,6 +94,7 @@ def needs(layout: Layout, states: Sequence[str], of: Collection[int] | None = No
         need
         for layer in range(len(layout.layers))
         for state in states
+        if layout.model.has(layer, state)
         for need in (_parameter_needs(layout, layer, of) if state == PARAM else _state_needs(layout, layer, state, of))
     )
 
@@ -276,6 +274,8 @@ def minimum_by_layer(holdings: Iterable[Holding], layout: Layout, states: Sequen
 def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
     here = layout.layers[layer]
     copies = {worker for i in here.intervals if i.start <= position < i.stop for worker in (i.owner, *i.replicas)}
+    if state == MASTER and not (layout.model.masters and layout.model.layers[layer].dtype in ("float16", "bfloat16")):
+        return set()
     if state != PARAM:
         return copies
     tied = {

@@ -11,10 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from elastic.errors import CopiesConflict
+from elastic.layout.regions import SAME
 from elastic.recovery.inventory import Inventory, Progress, Scalars
-
-SAME = "same"
-"""Stands for the layer's dtype, as the dtype of an optimizer state."""
 
 
 def states_of(inventories: Iterable[Inventory]) -> dict[str, str]:

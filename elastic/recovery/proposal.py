@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elastic.errors import CoverageLost, MismatchError, NothingSaved, StateUnproven
-from elastic.layout.regions import ITEMSIZE, ModelSpec
+from elastic.layout.regions import ITEMSIZE, SAME, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.choice import HORIZON
 from elastic.plan.clock_change import Clocking, clocked
@@ -16,7 +16,7 @@ from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
 from elastic.plan.planner import Answers, plan
 from elastic.plan.site import LinkSpeed, Pair, Site
-from elastic.recovery.agreement import SAME, changes_for, objects_for, progress_at, results_of, scalars_at, states_of, with_progress
+from elastic.recovery.agreement import changes_for, objects_for, progress_at, results_of, scalars_at, states_of, with_progress
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.from_segments import copied, reachable, relay
 from elastic.recovery.inventory import Inventory, Progress, Scalars
@@ -123,7 +123,9 @@ class Proposal:
         layout = self.view.layout
         least = minimum_by_layer(self.holdings, layout, [PARAM, *self.states])
         return sum(
-            elements * itemsize(layout.model, layer, self.states.get(state, SAME)) for (state, layer), elements in least.items() if elements
+            elements * itemsize(layout.model, layer, state, self.states.get(state, SAME))
+            for (state, layer), elements in least.items()
+            if elements
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -368,14 +370,14 @@ def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[st
     ]
 
 
-def itemsize(model: ModelSpec, layer: int, dtype: str) -> int:
-    """Returns the bytes of one element of a layer's state; `dtype` is a name, or "same" for the layer's own."""
-    return model.layers[layer].parameters[0].itemsize if dtype == SAME else ITEMSIZE[dtype]
+def itemsize(model: ModelSpec, layer: int, state: str, dtype: str) -> int:
+    """Returns the bytes of one element of a layer's state; `dtype` is a name, or "same"."""
+    return ITEMSIZE[model.dtype(layer, state, dtype)]
 
 
 def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str, str]) -> int:
     """Returns the bytes of all transfers together."""
-    return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
+    return sum(move.elements * itemsize(model, move.layer, move.state, states.get(move.state, SAME)) for move in moves)
 
 
 def steps_until(seconds: float, view: View) -> float:

@@ -177,7 +177,8 @@ class Checkpoints:
                 f"{source.name} has its parameter groups in another order, but a scheduler identifies groups by position: give them in the "
                 "checkpoint's order"
             )
-        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
+        probed = self._optimizer.probed
+        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, probed.scalars, probed.dtypes)
         attributes = {name: from_plain(value) for name, value in extra.get("attributes", {}).items()}
         return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes, objects=extra.get("objects"))
 

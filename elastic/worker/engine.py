@@ -201,7 +201,8 @@ class Engine:
             raise NonFinite(answer.refusal)
         self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
-        self.replicator.begin(answer.step, skipped=answer.skipped is not None)
+        scale = scaling(answer.denominator * answer.scale, answer.clip)
+        self.replicator.begin(answer.step, scale, skipped=answer.skipped is not None)
         if answer.keep:
             self.kept = self._model.running.kept = self.previous_copies.step
             self.previous_copies.keep(self.rest.given(self.previous_copies.held))
@@ -210,7 +211,7 @@ class Engine:
         self.rest.forget("live", "gathered")
         self._contents.updates()
         if answer.skipped is None:
-            self._optimizer.step(self._owned, scaling(answer.denominator * answer.scale, answer.clip))
+            self._optimizer.step(self._owned, scale)
         else:
             self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay the skipped step too
         running, told = self._model.running, self._told_running

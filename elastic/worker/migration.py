@@ -20,8 +20,9 @@ from elastic.engine.view_state import ViewState
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
+from elastic.layout.regions import PARAM, SAME
 from elastic.layout.runs import shared
-from elastic.layout.transfer import PARAM, Role, Transfer
+from elastic.layout.transfer import Role, Transfer
 from elastic.memory import device, raw
 from elastic.memory.digest import digest
 from elastic.memory.segment import MappedSegment
@@ -94,7 +95,6 @@ class Migration:
         self._filled: set[int] = set()  # addresses of memory that was taken over
         vectors = self._vectors(layout.layers_of(worker))
         model.hold(layout.layers_of(worker), keep=False, reuse=vectors)
-        self._dtypes = {layer.index: model.dtype(layer.index) for layer in model.spec.layers if layer.size}
         copied = set(proposal.copied)
         sent = [(i, move) for i, move in enumerate(proposal.transfers) if i not in copied]
         self._outgoing = [(i, move) for i, move in sent if move.source == worker]
@@ -147,8 +147,8 @@ class Migration:
             return optimizer.initial(layer, interval, self._zeros(PARAM, layer, interval.elements) if run is None else run)
         memory = self._held_shard(layer, interval, "replica" if run is None else "live")
         if memory is None:
-            states = [PARAM, *self._proposal.states] if run is None else self._proposal.states
-            memory = {state: self._zeros(state, layer, interval.elements) for state in states}
+            states = self._states(layer) if run is None else self._states(layer) - {PARAM}
+            memory = {state: self._zeros(state, layer, interval.elements) for state in sorted(states)}
         shard = Shard(layer=layer, interval=interval, memory=memory if run is None else {**memory, PARAM: run})
         shard.scalars = {p.name: scalars[p.name] for p, _, _ in shard.parameters(self._model.spec) if p.name in scalars}
         return shard
@@ -157,17 +157,20 @@ class Migration:
         """Returns the memory of an interval that this worker holds in the same role, by state; without parameters if it is owned."""
         for copy in self._held:
             fits = (copy.layer, copy.start, copy.stop) == (layer, interval.start, interval.stop)
-            if fits and copy.role in (role, f"previous {role}") and copy.memory.keys() == {PARAM, *self._proposal.states}:
+            if fits and copy.role in (role, f"previous {role}") and copy.memory.keys() == self._states(layer):
                 self._take_over(copy)
                 return {state: memory for state, memory in copy.memory.items() if role == "replica" or state != PARAM}
         return None
+
+    def _states(self, layer: int) -> set[str]:
+        """Returns the states that a shard of a layer has at the resumed step."""
+        return {state for state in [PARAM, *self._proposal.states] if self._model.spec.has(layer, state)}
 
     def _zeros(self, state: str, layer: int, elements: int) -> torch.Tensor:
         return lasting(elements, self._dtype(state, layer))
 
     def _dtype(self, state: str, layer: int) -> torch.dtype:
-        name = "same" if state == PARAM else self._proposal.states[state]
-        return self._dtypes[layer] if name == "same" else getattr(torch, name)
+        return self._model.dtype(layer, state, self._proposal.states.get(state, SAME))
 
     @property
     def peers(self) -> set[int]:
@@ -207,6 +210,8 @@ class Migration:
         check_received([move for _, move in self._incoming], {move: digest(memory) for move, memory in received.items()}, announced)
         for target in targets:
             self._fill(target, received, filled[id(target)])
+        for shard in (*self.state.owned, *self.state.kept) if self._proposal.resume < 0 else ():
+            shard.raise_masters()
         self._network.flush()  # `sent` must live until then
         del sent
         bytes_received = self._network.stats.transferred - self._before

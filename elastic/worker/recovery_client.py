@@ -308,7 +308,6 @@ class RecoveryClient:
         for copy in told:
             for name, values in copy.scalars.items():
                 steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
-        parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
         copies = (
             Copy(
                 layer=h.layer,
@@ -325,7 +324,7 @@ class RecoveryClient:
             worker=self._worker,
             yielded=held_state.yielded,
             copies=tuple(copies),
-            states=dtypes(told, parameter_dtypes),
+            states=dtypes(told, self._model.state_dtypes()),
             scalars=steps,
             progress=held_state.progress,
             results=held_state.results,

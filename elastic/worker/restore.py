@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from elastic.checkpoint.dtypes import dtype_of, name_of
 from elastic.checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.model import LayeredModel
 from elastic.engine.partial import partial
@@ -20,9 +21,12 @@ from elastic.engine.shard import RUN, Scalars, Shard, in_memory
 from elastic.engine.view_state import ViewState
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
-from elastic.layout.regions import CutRule, ModelSpec, ParameterSpec
+from elastic.layout.regions import MASTER, SAME, CutRule, ModelSpec, ParameterSpec
 from elastic.memory.tensors import filled, lasting
 from elastic.view import View
+
+_AT_ONCE = 1 << 20
+"""Elements that are converted at once, in memory besides the state's."""
 
 
 class RestoredRun(NamedTuple):
@@ -61,11 +65,18 @@ def numbers(scalars: Scalars, cut: CutRule = "block") -> dict[str, dict[str, flo
 
 
 def restored_state(
-    worker: int, model: LayeredModel, view: View, source: DirectSource, step: int, examples: Mapping[str, Any] = MappingProxyType({})
+    worker: int,
+    model: LayeredModel,
+    view: View,
+    source: DirectSource,
+    step: int,
+    examples: Mapping[str, Any] = MappingProxyType({}),
+    dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> ViewState:
     """Reads the state that `worker` begins `view` with into its layers' memory; `step` is the newest step in the checkpoint.
 
-    `examples` maps a number among the optimizer's states to its form in memory: a tensor, or a number of that type.
+    `examples` maps a number among the optimizer's states to its form in memory: a tensor, or a number of that type. `dtypes` has the dtypes
+    of its other states, into which they are converted where checkpoint or job has masters, and the other has none.
 
     Raises:
         CheckpointError: if the checkpoint is not of this model, lacks something, or is damaged. The model is unusable then.
@@ -74,10 +85,10 @@ def restored_state(
     model.hold(view.layout.layers_of(worker), keep=False)
     for index, flat in model.flats.items():
         for parameter in model.spec.layers[index].parameters:
-            source.read_into(parameter.name, PARAM, 0, flat[parameter.start : parameter.stop])
+            _read(source, parameter.name, PARAM, 0, flat[parameter.start : parameter.stop])
     for (home, start), memory in model.tied.items():
         parameter = next(each for each in model.spec.layers[home].parameters if each.start == start)
-        source.read_into(parameter.name, PARAM, 0, memory[: parameter.size])
+        _read(source, parameter.name, PARAM, 0, memory[: parameter.size])
     _restore_rest(model.root, source, model.frozen)
     model.watch.renew()
     model.running.record(step)
@@ -86,14 +97,18 @@ def restored_state(
         for interval in layer.intervals:
             if interval.owner == worker:
                 run = model.run(layer.layer, interval.start, interval.stop)
-                owned.append(_shard(model.spec, layer.layer, interval, source, run, examples))
+                owned.append(_shard(model.spec, layer.layer, interval, source, run, examples, dtypes))
             elif worker in interval.replicas:
-                kept.append(_shard(model.spec, layer.layer, interval, source, None, examples))
+                kept.append(_shard(model.spec, layer.layer, interval, source, None, examples, dtypes))
     return ViewState(step=step, owned=owned, kept=kept)
 
 
 def check_fits(contents: Contents, model: LayeredModel) -> None:
-    """Raises CheckpointError, naming the first difference, unless names, shapes and dtypes in the checkpoint are those of the model."""
+    """Raises CheckpointError, naming the first difference, unless names, shapes and dtypes in the checkpoint are those of the model.
+
+    Parameters with masters may also be float32 in the checkpoint, as in those of other programs.
+    """
+    mastered = {p.name for layer in model.spec.layers for p in layer.parameters if model.spec.has_masters(layer.index)}
     wanted: dict[str, tuple[tuple[int, ...], str]] = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
     for name in model.frozen:
         wanted[name] = form(model.parameter(name))
@@ -102,22 +117,41 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
         spec = contents.tensors.get(name, {}).get(PARAM)
         if spec is None:
             raise CheckpointError(f"the checkpoint has no {name}, which the model has")
-        if (tuple(spec.shape), spec.dtype) != (shape, dtype):
+        dtypes = (dtype, "float32") if name in mastered else (dtype,)
+        if tuple(spec.shape) != shape or spec.dtype not in dtypes:
             raise CheckpointError(f"{name} is {spec.dtype} {tuple(spec.shape)} in the checkpoint and {dtype} {shape} in the model")
     if strangers := sorted(set(contents.tensors) - set(wanted) - set(contents.ties)):
         raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model does not have ({len(strangers)} such names)")
 
 
+def _read(source: DirectSource, name: str, state: str, start: int, values: torch.Tensor) -> None:
+    """Fills flat memory with a run, converted to the memory's dtype."""
+    if source.contents.tensors[name][state].dtype == name_of(values.dtype):
+        source.read_into(name, state, start, values)
+        return
+    for first in range(0, values.numel(), _AT_ONCE):
+        part = values[first : first + _AT_ONCE]
+        part.copy_(source.read(name, state, start + first, start + first + part.numel()))
+
+
 def _shard(
-    spec: ModelSpec, layer: int, interval: Interval, source: DirectSource, run: torch.Tensor | None, examples: Mapping[str, Any]
+    spec: ModelSpec,
+    layer: int,
+    interval: Interval,
+    source: DirectSource,
+    run: torch.Tensor | None,
+    examples: Mapping[str, Any],
+    dtypes: Mapping[str, str],
 ) -> Shard:
     """Reads one interval with all its states; `run` is its parameters' memory if they were read before."""
     shard = Shard(layer=layer, interval=interval, memory={} if run is None else {PARAM: run})
+    masters = spec.has_masters(layer)
     for parameter, start, stop in shard.parameters(spec):
         offset = interval.start + start - parameter.start
         states = source.contents.tensors[parameter.name]
+        same = (MASTER in states) == masters
         for state, form in states.items():
-            if state == PARAM and run is not None:
+            if (state == PARAM and run is not None) or (state == MASTER and not masters):
                 continue
             if form.shape != parameter.shape:
                 if spec.cut != "tensor":
@@ -128,9 +162,17 @@ def _shard(
                 shard.scalars.setdefault(parameter.name, {})[state] = values
                 continue
             if state not in shard.memory:
-                shard.memory[state] = lasting(interval.elements, getattr(torch, form.dtype))
-            source.read_into(parameter.name, state, offset, shard.memory[state][start:stop])
-        shard.scalars.setdefault(parameter.name, {}).update(_scalars(parameter, source.contents, examples))
+                dtype = form.dtype if same and state != PARAM else spec.dtype(layer, state, dtypes.get(state, SAME))
+                shard.memory[state] = lasting(interval.elements, dtype_of(dtype))
+            _read(source, parameter.name, state, offset, shard.memory[state][start:stop])
+        scalars = shard.scalars.setdefault(parameter.name, {})
+        scalars.update(_scalars(parameter, source.contents, examples))
+        scalars.pop(MASTER, None)
+        if masters:
+            scalars[MASTER] = RUN
+            if MASTER not in states:
+                master = shard.memory.setdefault(MASTER, lasting(interval.elements, dtype_of(spec.dtype(layer, MASTER))))
+                _read(source, parameter.name, PARAM, offset, master[start:stop])
     shard.scalars = {name: values for name, values in shard.scalars.items() if values}
     return shard
 

@@ -163,7 +163,7 @@ class SegmentContents:
             for role, layer, _, memory, _ in runs
             if role != "gathered"
         ]
-        return dtypes(full, {each.layer: self._model.dtype(each.layer) for each in full})
+        return dtypes(full, self._model.state_dtypes())
 
     def _place(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor], step: int | None) -> Place | None:
         """Returns the place of a copy; None if a part of it lies outside the segment."""

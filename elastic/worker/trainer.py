@@ -37,7 +37,7 @@ from elastic.engine.warm_up import warm_up
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
-from elastic.layout.transfer import PARAM
+from elastic.layout.regions import MASTER, PARAM
 from elastic.memory import device
 from elastic.recovery.salvage import Routes
 from elastic.script import sources
@@ -94,6 +94,9 @@ class Trainer:
         loss_scale: multiply losses by this power of two before the backward, and divide gradients by it after, so that those in float16 do
             not vanish; "dynamic" begins at 65536, is halved after a step whose gradient is not finite (which is skipped), and doubled after
             2,000 finite ones, as by `torch.amp.GradScaler`. It is sent to workers that join, and saved.
+        master_weights: keep a float32 master of each float16 and bfloat16 parameter: the optimizer updates masters, and a parameter is its
+            master's rounding. Gradients are summed in the parameter's dtype, and divided (by the loss scale too) and clipped in float32.
+            Masters are state like the optimizer's: spread over workers, copied, moved and saved with it. Other parameters have none.
         checkpoint_activations: keep only layers' inputs and recompute in backward: all layers (True), or those with `f(index, layer)` true.
         collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
         checkpoint: a directory that all hosts share, or a URL for fsspec, such as `s3://bucket/run`. The training resumes from the newest
@@ -131,6 +134,7 @@ class Trainer:
         grains: int | None = None,
         autocast: torch.dtype | None = None,
         loss_scale: float | str | None = None,
+        master_weights: bool = False,
         checkpoint_activations: bool | Callable[[int, nn.Module], bool] = False,
         collate: Callable[[list[Any]], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -165,8 +169,8 @@ class Trainer:
         if initial is not None:
             compact_state(instance)
         self._scheduler = bind_scheduler(scheduler, instance)
-        self._probed = probe(instance)
-        self._model = LayeredModel(built, cut=self._probed.cut, exact=exact, initial=initial)
+        self._probed = probe(instance, masters=master_weights)
+        self._model = LayeredModel(built, cut=self._probed.cut, masters=master_weights, exact=exact, initial=initial)
         self._model.running.statistics.watch()
         self._optimizer = ShardedOptimizer(instance, self._model, self._probed)
         self._checkpoints: Checkpoints | None = None
@@ -402,7 +406,7 @@ class Trainer:
         """
         if self._history.decided:
             raise TrainerError(f"{after.name_of(f)} is given to after_step after a step: give it before the first one, on every worker")
-        after.check(f, self._model.dtype(self._model.vectors[0].home), self._model.spec.cut)
+        after.check(f, self._model.dtype(self._model.vectors[0].home, MASTER), self._model.spec.cut)
         self._optimizer.after.append(f)
         self._history.after.append(after.name_of(f))
         return f

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -75,7 +76,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.owned: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.counted)}})
         self.kept: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.replayed)}})
-        self.model: Any = SimpleNamespace(flats={}, tied={}, dtype=lambda layer: torch.float32)
+        self.model: Any = SimpleNamespace(flats={}, tied={}, state_dtypes=lambda: defaultdict(lambda: torch.float32))
         self.optimizer: Any = SimpleNamespace(owned=self.owned, kept=self.kept)
         self.counted = self.replayed = self.step
         self.contents = SegmentContents(7, self.segment, self.model, self.optimizer)

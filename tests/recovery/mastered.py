@@ -1,0 +1,19 @@
+"""`outliving.train` with the cases that have float32 masters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.engine import mastered
+from tests.recovery import outliving
+
+
+def case(name: str) -> dict[str, Any]:
+    """Returns a case as `outliving` has them, with float32 data."""
+    found = {"loss": mastered.mean, "optimizer": mastered.models.adamw, "master_weights": True, **mastered.CASES[name]}
+    dtype, build = found.pop("dtype", mastered.torch.bfloat16), found["model"]
+    return {**found, "model": lambda: [mastered.Cast(dtype), *build()]}
+
+
+outliving.CASES |= {name: case(name) for name in mastered.CASES}
+train = outliving.train
