@@ -18,6 +18,9 @@ from elastic.checkpoint.dtypes import itemsize
 PARAM = "param"
 """The state name of the parameter's own values."""
 
+MASTER = "fp32_master"
+"""The state name of a parameter's float32 master, of which its own values are the rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:

@@ -11,6 +11,7 @@ from elastic.checkpoint.convert.detect import Detected, detect
 from elastic.checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
 from elastic.checkpoint.convert.hf import CONFIGS, tied_by_config
 from elastic.checkpoint.convert.hf_weights import METADATA
+from elastic.checkpoint.convert.main_values import with_main_values
 from elastic.checkpoint.convert.output import ConversionProgress, refuse_existing, run_bytes, silent
 from elastic.checkpoint.convert.rule_source import Ruled
 from elastic.checkpoint.convert.rules import Rules
@@ -143,6 +144,7 @@ def open_any(path: Location, *, trust_pickle: bool = False, rules: Rules | None 
 def plan(request: Conversion) -> Outline:
     """Returns what `convert` would write, without writing."""
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
+    source = with_main_values(source, request.to)
     try:
         return outline(source.contents, detected, request)
     finally:
@@ -163,6 +165,7 @@ def convert(
     if isinstance(request.target, Path) and request.to != "elastic":
         refuse_existing(request.target)
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
+    source = with_main_values(source, request.to)
     try:
         planned = outline(source.contents, detected, request)
         if on_plan is not None:

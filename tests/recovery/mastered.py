@@ -17,3 +17,11 @@ def case(name: str) -> dict[str, Any]:
 
 outliving.CASES |= {name: case(name) for name in mastered.CASES}
 train = outliving.train
+
+
+def resumes(_: Any, saved: str, steps: int, masters: bool) -> dict[str, Any]:
+    """Goes on from a checkpoint, with or without masters; says what the masters are, and in which dtype Adam's states are."""
+    made = mastered.trainer("bfloat16", checkpoint=saved, master_weights=masters)
+    seen = [[report.step, report.loss] for report in made.run(steps)]
+    dtypes = {str(each.dtype) for name, each in made.state_dict("exp_avg").items()}
+    return {"seen": seen, "digest": made.digest(), "dtypes": sorted(dtypes), **(mastered.masters(made) if masters else {})}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import elastic
+from elastic.checkpoint.convert.run import Conversion, convert
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.store import LocalStore
 
@@ -92,3 +95,41 @@ def test_on_a_device(tmp_path: Path) -> None:
         alone = elastic.run(f"{module}:train", args=[folder, SHORT, STEPS, {}, None], workers=1, device="fake")
     assert result.value == alone.value
     assert json.dumps(result.value) != json.dumps(calm("bfloat16"))
+
+
+def resumed(saved: Path, steps: int, *, masters: bool, workers: int = 2) -> Any:
+    return elastic.run(f"{MODULE}:resumes", args=[str(saved), steps, masters], workers=workers, stages=1, rebalance=False).value
+
+
+@pytest.mark.long
+def test_a_checkpoint_without_masters_is_raised_and_one_with_masters_is_rounded(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    before = resumed(first, 3, masters=False)
+    assert before["dtypes"] == ["torch.bfloat16"]
+    shutil.copytree(first, second)
+    raised = resumed(first, 3, masters=True)
+    assert (raised["digest"], raised["dtypes"], raised["unlike"], raised["finer"]) == (before["digest"], ["torch.float32"], 0, 0)
+    after = resumed(first, 6, masters=True)
+    assert after["finer"] > 1000
+    assert resumed(second, 6, masters=True, workers=3) == after, "on another layout"
+    back = resumed(first, 6, masters=False)
+    assert (back["digest"], back["dtypes"]) == (after["digest"], ["torch.bfloat16"])
+    assert len(resumed(first, 8, masters=False)["seen"]) == 2
+
+
+@pytest.mark.long
+def test_deepspeed_universal_has_the_masters_and_they_come_back(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    after = resumed(saved, 4, masters=True)
+    shutil.copytree(saved, tmp_path / "twin")
+    outcome = convert(Conversion(source=saved, target=tmp_path / "universal", to="deepspeed-universal"))
+    assert {(each.state, each.spec.dtype) for each in outcome.tensors} == {(s, "float32") for s in ("param", "exp_avg", "exp_avg_sq")}
+    fp32 = torch.load(next((tmp_path / "universal" / "zero").glob("*/fp32.pt")), weights_only=True)["param"]
+    assert fp32.dtype == torch.float32
+    source = newest(LocalStore(saved))
+    assert source is not None
+    name = next((tmp_path / "universal" / "zero").glob("*/fp32.pt")).parent.name
+    assert torch.equal(fp32.reshape(-1), source.read(name, "fp32_master", 0, fp32.numel()))
+    convert(Conversion(source=tmp_path / "universal", target=tmp_path / "back", to="elastic"))
+    assert resumed(tmp_path / "back", 4, masters=True)["masters"] == after["masters"]
+    assert resumed(tmp_path / "back", 6, masters=True)["digest"] == resumed(tmp_path / "twin", 6, masters=True)["digest"]
