@@ -14,6 +14,7 @@ ROOMS = (
     ("cli",),
     ("chaos",),
     ("torchrun",),
+    ("integrations",),
     ("__init__",),
     ("launch",),
     ("agent",),

@@ -39,11 +39,19 @@ def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
 @pytest.mark.usefixtures("leftovers")
 @pytest.mark.parametrize(
     ("name", "last", "needs"),
-    [("plain", "epoch 9: accuracy 0.9", ()), ("finetune", *_LANGUAGE), ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft"))],
+    [
+        ("plain", "epoch 9: accuracy 0.9", ()),
+        ("finetune", *_LANGUAGE),
+        ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
+        ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
+    ],
 )
-def test_two_killed_workers_change_nothing(name: str, last: str, needs: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_killed_workers_change_nothing(
+    name: str, last: str, needs: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if missing := [package for package in needs if importlib.util.find_spec(package) is None]:
         pytest.skip(f"needs {missing[0]}")
+    monkeypatch.chdir(tmp_path)
     calm, killed = run(name, last, tmp_path / "calm"), run(name, last, tmp_path / "killed", "1@20:forward", "0@45:backward")
     assert not calm["kinds"]
     assert killed["missed"] == 0
@@ -51,10 +59,13 @@ def test_two_killed_workers_change_nothing(name: str, last: str, needs: tuple[st
     assert killed["digest"] == calm["digest"]
 
 
-@pytest.mark.parametrize(("place", "name"), [(1, "plain"), (2, "finetune"), (3, "lora")])
-def test_the_docs_show_what_differs_from_the_plain_script(place: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "place", "name"),
+    [("dropin", 1, "plain"), ("dropin", 2, "finetune"), ("dropin", 3, "lora"), ("frameworks", 1, "hf_trainer")],
+)
+def test_the_docs_show_what_differs_from_the_plain_script(document: str, place: int, name: str) -> None:
     plain, ours = ((ROOT / "examples" / f"{each}.py").read_text().splitlines()[1:] for each in (f"{name}_torch", name))
     lines = [line for line in difflib.unified_diff(plain, ours, lineterm="", n=0) if not line.startswith(("---", "+++", "@@"))]
     changed = [line for line in lines if line[1:].strip()]
-    shown = (ROOT / "docs" / "dropin.md").read_text().split("```diff\n")[place].split("```")[0].splitlines()
+    shown = (ROOT / "docs" / f"{document}.md").read_text().split("```diff\n")[place].split("```")[0].splitlines()
     assert [line for line in shown if line] == changed

@@ -24,7 +24,8 @@ class Loader:
     """
 
     def __init__(self, loop: Loop, end_of: Callable[[int], int]) -> None:
-        self._loop, self._end_of = loop, end_of
+        self.loop = loop
+        self._end_of = end_of
         self._passes = 0
         self._before: list[Callable[[PlainTrainer], Any]] = []
         self.optimizer: Any = None
@@ -32,7 +33,7 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         check_schedulers(self.optimizer)
         number, self._passes = self._passes, self._passes + 1
-        return self._loop.run(self._end_of(number))
+        return self.loop.run(self._end_of(number))
 
     def __len__(self) -> int:
         """The number of steps of the next pass."""
@@ -45,16 +46,16 @@ class Loader:
         more if the job stops.
         """
         for number in range(count):
-            if self._loop.stopped:
+            if self.loop.stopped:
                 return
-            if number == 0 or self._loop.taken < self._end_of(number):
+            if number == 0 or self.loop.taken < self._end_of(number):
                 self._passes = number
                 yield number
 
     @property
     def report(self) -> Report | None:
         """The report of the step that the body has ended, behind its `optimizer.step()`; None everywhere else."""
-        return self._loop.report
+        return self.loop.report
 
     def made(self, trainer: PlainTrainer) -> PlainTrainer:
         """Makes the calls that came before the Trainer was there."""
@@ -63,8 +64,8 @@ class Loader:
         return trainer
 
     def _early(self, call: Callable[[PlainTrainer], Any]) -> None:
-        if self._loop.built:
-            call(self._loop.trainer("this"))
+        if self.loop.built:
+            call(self.loop.trainer("this"))
         else:
             self._before.append(call)
 
@@ -83,22 +84,22 @@ class Loader:
 
     def digest(self) -> str | None:
         """`Trainer.digest`: the hex SHA-256 of all parameters and buffers, on the leader. Every worker calls it."""
-        return self._loop.trainer("loader.digest()").digest()
+        return self.loop.trainer("loader.digest()").digest()
 
     def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:
         """`Trainer.state_dict`: the model's, or with `state` one with that state, such as "average". Every worker calls it."""
-        return self._loop.trainer("loader.state_dict()").state_dict(state)
+        return self.loop.trainer("loader.state_dict()").state_dict(state)
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """`Trainer.statistics`: of each worker, on the leader. Every worker calls it."""
-        return self._loop.trainer("loader.statistics()").statistics()
+        return self.loop.trainer("loader.statistics()").statistics()
 
     def save(self) -> None:
         """`Trainer.save`: saves at once. Every worker calls it."""
-        self._loop.trainer("loader.save()").save()
+        self.loop.trainer("loader.save()").save()
 
     def log(self, path: str | os.PathLike[str], **values: Any) -> None:
         """`Trainer.log`: appends a line of JSON exactly once, where `report` is not None. Every worker calls it."""
-        if self._loop.report is None:
+        if self.loop.report is None:
             raise TrainerError("loader.log() is called where loader.report is None, but a line belongs to a step: call it where it is not")
-        self._loop.trainer("loader.log()").log(path, **values)
+        self.loop.trainer("loader.log()").log(path, **values)

@@ -99,6 +99,11 @@ class Loop:
         return self._trainer
 
     @property
+    def kind(self) -> Kind | None:
+        """What becomes of the gradients of the body that runs; None if none does."""
+        return None if self._now is None else self._now.kind
+
+    @property
     def built(self) -> bool:
         """Whether there is a Trainer."""
         return self._trainer is not None
@@ -121,7 +126,7 @@ class Loop:
                 self._clip_norm, self._weighs = trial.clip_norm, trial.weighs
                 self._trainer = self._make(self._body, trial.cost, self._clip_norm)
                 self._job.behind, self._behind = self._returned, self._job.behind
-            self._tail, self.took = self._states(), False
+            self._tail, self.took = self.states(), False
             self._event = self._turns.begin(lambda: self._engine(end))
             while not isinstance(event := self._next(), Ended):
                 yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
@@ -151,11 +156,11 @@ class Loop:
             )
         step, micro_batch = key.tolist()
         contents = self._stream.taken(step, micro_batch)
-        done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=self._states()))
+        done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=self.states()))
         weight = None if done.weight is None else torch.tensor(done.weight, dtype=torch.float64)
         return handed_over(done.loss, done.gradients), weight
 
-    def _states(self) -> Any:
+    def states(self) -> Any:
         """Returns the states of the generators that a step keys."""
         return randomness.states(others=self._trainer is None or self._trainer.keys_all)
 
@@ -202,7 +207,7 @@ class Loop:
         self._now = None
         if self.place is Place.TAIL:
             self._check_settings(now)
-            self._tail = self._states()
+            self._tail = self.states()
         if self._inside is not None:
             self._job.at(self._inside)
             self._inside = None

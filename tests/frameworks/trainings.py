@@ -1,0 +1,108 @@
+"""Train functions with a Trainer of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from elastic.integrations.huggingface import ElasticTrainer
+from elastic.integrations.huggingface_state import _timeless
+from elastic.worker.job import Job
+
+STEPS, WORDS = 6, 32
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    """Texts of different lengths."""
+
+    def __init__(self, count: int = 20) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> list[int]:
+        return [(index * 7 + place) % WORDS for place in range(3 + index % 5)]
+
+
+def padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
+    return {"input_ids": labels.clamp_min(0), "attention_mask": (labels >= 0).long(), "labels": labels}
+
+
+def model(dropout: float = 0.1) -> Any:
+    torch.manual_seed(5)
+    drops = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1, **drops
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Counts(TrainerCallback, ExportableState):
+    """Counts what it hears; a worker that joins continues the count."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, int] = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"heard": dict(self.heard)}}
+
+    def _hears(self, event: str) -> None:
+        self.heard[event] = self.heard.get(event, 0) + 1
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._hears("step")
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        self._hears("evaluate")
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._hears("epoch")
+
+
+def arguments(folder: str, **options: Any) -> TrainingArguments:
+    own = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-2, "use_cpu": True}
+    said = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    return TrainingArguments(output_dir=folder, **{**own, **said, **options})
+
+
+def train(
+    job: Job, folder: str, kind: type[ElasticTrainer] = ElasticTrainer, patience: int = 9, dropout: float = 0.1, **options: Any
+) -> dict[str, Any]:
+    counts = Counts()
+    given = arguments(folder, metric_for_best_model="loss", **options)
+    trainer = kind(
+        model(dropout),
+        given,
+        data_collator=padded,
+        train_dataset=Rows(),
+        eval_dataset=Rows(8),
+        callbacks=[EarlyStoppingCallback(patience), counts],
+    )
+    done = trainer.train()
+    return {
+        "logs": [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry],
+        "loss": done.training_loss,
+        "step": trainer.state.global_step,
+        "heard": counts.heard,
+        "after": trainer.evaluate()["eval_loss"],
+        "best": [trainer.state.best_metric, trainer.state.best_global_step],
+        "digest": trainer.digest(),
+    }
+
+
+class OwnLoss(ElasticTrainer):
+    """Computes its loss by itself, as a mean over the samples of a micro-batch, and adds noise to it."""
+
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        outputs = model(**inputs)
+        loss = outputs.logits.float().pow(2).mean() * (1 + 0.1 * torch.rand(()))
+        return (loss, outputs) if return_outputs else loss
