@@ -111,6 +111,15 @@ class Statistics:
         finally:
             self._recording = None
 
+    @contextmanager
+    def unkept(self) -> Iterator[None]:
+        """Keeps nothing of forwards inside the block, which may lie inside of a `during`, and leaves running buffers as they are."""
+        before, self._recording = self._recording, _Recording(kept=False)
+        try:
+            yield
+        finally:
+            self._recording = before
+
     def begin(self, known: Records | None = None) -> None:
         """Starts a step: keeps only the records in `known`, which were salvaged when the step was aborted."""
         self._found = dict(known or {})

@@ -20,7 +20,7 @@ class Training:
 
     numerics: Numerics
     loss: Loss
-    clip_norm: float | None
+    clip_norms: tuple[float | None, ...]  # of steps in turn
     enter: Enter
     skips: bool = False
 

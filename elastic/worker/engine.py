@@ -70,7 +70,7 @@ class Engine:
         self._rerouted = state.step + 1 if routes else None
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
-        self._clip_norm, self._enter, self._skips = training.clip_norm, training.enter, training.skips
+        self._clip_norms, self._enter, self._skips = training.clip_norms, training.enter, training.skips
         self._scale = training.numerics.scale
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
@@ -364,7 +364,8 @@ class Engine:
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> dict[str, Any]:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
-        decided = decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips, scale=self._scale)
+        norm = self._clip_norms[step % len(self._clip_norms)]
+        decided = decide(step, ready, self.view.workload, clip_norm=norm, lr=lr, skips=self._skips, scale=self._scale)
         differ = unlike({worker: said["copies"] for worker, (said, _) in ready.items()})
         return replace(decided, unlike=differ, keep=all(said["keeps"] for said, _ in ready.values())).to_json()
 

@@ -158,10 +158,10 @@ class Job:
 
     def prepare(
         self,
-        model: Any,
-        optimizer: Any,
-        data: Any,
-        *,
+        *given: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        data: Any = None,
         micro_batch_size: int,
         batch_size: int | None = None,
         scheduler: Any = None,
@@ -171,16 +171,22 @@ class Job:
         collate: Callable[[list[Any]], Any] | None = None,
         **options: Any,
     ) -> tuple[Any, ...]:
-        """Returns model, optimizer and a loader for a plain loop; with `scheduler`, that too. Every worker calls it once.
+        """Returns model, optimizer and a loader for a plain loop: what is given, in the same order. Every worker calls it once.
 
         The loop's body runs on each micro-batch of a step that this worker has: forward, loss, `backward`, `optimizer.step()`. The step's
         gradient is the mean over its micro-batches; the update is made, once a step, inside the `optimizer.step()` of its last body. Behind
         that, `loader.report` is the step's report, and None in all other bodies: that is where to print, evaluate, save or leave the loop.
 
+        With several optimizers, as in `job.prepare(generator, discriminator, opt_g, opt_d, loader, ...)`, a body may make several updates:
+        each `backward` behind a step begins another one. Each update is that of a plain loop over the whole batch: it has the mean over
+        all micro-batches, and what is computed behind it sees its parameters. For that, the body is run again for each update.
+
         Before the first step each worker tries the body out on the first micro-batch, once or twice; nothing of that counts.
 
         Args:
-            model: any module; the body calls it.
+            given: models, optimizers, schedulers and the data, in any order; or lists of models, of optimizers and of schedulers. They may
+                be named instead: `model=`, `optimizer=`, `data=`, `scheduler=`.
+            model: any module; the body calls it. The parameters of several models are called `0.weight`, `1.weight` and so on.
             optimizer: a fresh `torch.optim.Optimizer` over its parameters.
             data: a map-style dataset, which is shuffled by `seed`; an iterable one, which every worker reads in order; a DataLoader, whose
                 dataset, batch_size, collate_fn and shuffle= are taken; or a function `batch(step, micro_batch)`.
@@ -196,10 +202,12 @@ class Job:
         Raises:
             TrainerError: if any of these cannot be trained; the message names the remedy.
         """
-        from elastic.worker.plain.prepare import prepare  # imports torch
+        from elastic.worker.plain.arguments import sort  # imports torch
+        from elastic.worker.plain.prepare import prepare
 
+        found = sort(given, model, optimizer, data, scheduler)
         sizes = {"micro_batch_size": micro_batch_size, "batch_size": batch_size, "steps": steps, "epochs": epochs, "seed": seed}
-        return prepare(self, model, optimizer, data, scheduler=scheduler, collate=collate, options=options, **sizes)
+        return prepare(self, found, collate=collate, options=options, **sizes)
 
     def clip_grad_norm_(self, max_norm: float) -> None:
         """Clips the step's gradient, when all of it is summed, to this L2 norm; `loader.report.grad_norm` is the norm before.

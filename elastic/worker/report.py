@@ -13,7 +13,8 @@ class Report:
     written only on the leader are lost for a step in whose loop body it dies: `trainer.log` writes each step once.
     `stopped`: the job was asked to stop, and this step is its last. `skipped` is the reason why the step was skipped (`on_nonfinite=`).
     `copy_wait_s`: how many seconds the step waited on this worker for the copy of the state in host memory; 0.0 on the CPU, and wherever
-    the copy is over before the step's gradients are.
+    the copy is over before the step's gradients are. `losses` are those of the updates of a step of a plain loop that makes several, in
+    order; then `loss`, `lr` and `grad_norm` are the last one's.
     """
 
     step: int
@@ -29,3 +30,4 @@ class Report:
     stopped: bool = False
     skipped: str | None = None
     copy_wait_s: float = 0.0
+    losses: tuple[float, ...] = ()

@@ -117,6 +117,9 @@ class Trainer:
         CheckpointError: if there are checkpoints and none is good, or the newest is of another model; or if `weights` do not fit.
     """
 
+    _updates = 1  # that are made with a batch
+    _norms: tuple[float | None, ...] = ()  # to clip these updates to, if not all to the same
+
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module] | Builder | Sequence[Builder],
@@ -202,7 +205,7 @@ class Trainer:
         self._training = Training(
             numerics=numerics,
             loss=loss,
-            clip_norm=clip_norm,
+            clip_norms=self._norms or (clip_norm,),
             enter=self._modes.watched(self._job.enter),
             skips=on_nonfinite == "skip",
         )
@@ -224,7 +227,7 @@ class Trainer:
             attributes.include("the loss scale", vars(scale), ("value", "finite"))
         history = History(self._optimizer, self._scheduler, attributes, InPlace(root, instance))
         if self._stream is not None and self._stream.resumable:
-            history.registered.add((Position(self._stream, lambda: history.step + 1),), root)
+            history.registered.add((Position(self._stream, lambda: (history.step + 1) // self._updates),), root)
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
         self._runtime = WorkerRuntime(self._job, self._member, history, self._job.loading(self._batch), self._step_scheduler)
@@ -278,7 +281,7 @@ class Trainer:
                 "micro_batch_size": self.micro_batch_size,
                 "seed": self.seed,
                 "samples": None if self._stream is None else self._stream.digest(),
-                "clip_norm": training.clip_norm,
+                "clip_norm": training.clip_norms[0] if len(training.clip_norms) == 1 else training.clip_norms,
                 "autocast": str(training.numerics.autocast),
                 "loss_scale": str(training.numerics.scale),
                 "optimizer": type(instance).__name__,

@@ -17,12 +17,7 @@ from tests.plain import loops
 from tests.recovery import forks
 from tests.recovery.forks import Agent, WorkerFailed, die, when
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "LAYERS", 1)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_layer")]
 
 
 @cache

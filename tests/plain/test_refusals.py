@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,21 +13,7 @@ from torch.nn import functional
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Subset, WeightedRandomSampler
 
 from elastic.errors import TrainerError
-from elastic.worker.job import Job
-from elastic.worker.plain import backwards
 from tests.plain import loops
-
-
-@pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A worker that has not announced itself: bodies are tried out before."""
-    monkeypatch.setattr(torch.autograd, "backward", backwards._original)
-    errors: list[BaseException] = []
-    job = SimpleNamespace(profile=False, gpu=None, behind=None, clips=None, weighs=None, raised=errors.append, errors=errors)
-    job.prepare = lambda *given, **options: Job.prepare(job, *given, **options)  # pyright: ignore[reportArgumentType]
-    job.clip_grad_norm_ = lambda norm: Job.clip_grad_norm_(job, norm)  # pyright: ignore[reportArgumentType]
-    job.weighted = lambda loss, weight: Job.weighted(job, loss, weight)  # pyright: ignore[reportArgumentType]
-    return job
 
 
 def prepared(job: Any, **options: Any) -> tuple[Any, ...]:
@@ -76,9 +61,10 @@ ROWS = loops.Rows()
         ({"steps": 0}, "steps=0: use a whole number"),
         ({"model": DistributedDataParallel()}, "the model is wrapped in DistributedDataParallel.*the module inside of it"),
         ({"model": nn.Sequential(DistributedDataParallel())}, "module 0 of the model is wrapped"),
-        ({"model": [nn.Linear(2, 2)], "optimizer": "sgd"}, "the model is a list"),
+        ({"model": {"net": nn.Linear(2, 2)}, "optimizer": "sgd"}, "the model is a dict"),
+        ({"model": [], "optimizer": "sgd"}, "the model is a list"),
         ({"optimizer": "sgd"}, "the optimizer is a str"),
-        ({"optimizer": [1, 2]}, "has one optimizer.*GANs"),
+        ({"optimizer": [1, 2]}, "the optimizer is a int: give a torch.optim.Optimizer.*or a list of several"),
         ({"clip_norm": 1.0}, r"no argument clip_norm=: call job.clip_grad_norm_"),
         ({"autocast": torch.bfloat16}, "use torch.autocast in the body"),
         ({"wrong": 1}, "no argument wrong=: of Trainer's"),

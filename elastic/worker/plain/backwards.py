@@ -13,8 +13,10 @@ Heard = Callable[[torch.Tensor], None]
 _original = torch.autograd.backward
 
 
-def hear(begins: Callable[[], bool], heard: Heard) -> None:
+def hear(begins: Callable[[], bool], heard: Heard, skips: Callable[[], bool] = lambda: False) -> None:
     """Calls `begins` before each backward, and if that returns True, `heard` with the backward's value when it has returned.
+
+    A backward for which `skips` then returns True computes no gradients.
 
     The value of several tensors, or of one that is not a scalar, is the sum of their products with the gradients that are given for them:
     whose gradient it computes. A backward inside of another (as of activation checkpointing) is a part of it.
@@ -26,6 +28,8 @@ def hear(begins: Callable[[], bool], heard: Heard) -> None:
         nonlocal inside
         if inside or not begins():
             return _original(tensors, grad_tensors, *arguments, **options)
+        if skips():
+            return heard(_value(tensors, grad_tensors))
         inside = True
         try:
             _original(tensors, grad_tensors, *arguments, **options)

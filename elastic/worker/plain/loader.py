@@ -28,10 +28,11 @@ class Loader:
         self._end_of = end_of
         self._passes = 0
         self._before: list[Callable[[PlainTrainer], Any]] = []
-        self.optimizer: Any = None
+        self.optimizers: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
-        check_schedulers(self.optimizer)
+        for optimizer in self.optimizers:
+            check_schedulers(optimizer)
         number, self._passes = self._passes, self._passes + 1
         return self.loop.run(self._end_of(number))
 

@@ -8,9 +8,9 @@ step's last body parameters are updated, as in a plain loop; there, and only the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -27,15 +27,15 @@ from elastic.observe.activity import TRAIN_FN
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
 from elastic.worker.plain.body import body_of, handed_over, take_gradients
-from elastic.worker.plain.iteration import Iteration, Kind
+from elastic.worker.plain.iteration import ONE, Iteration, Kind
 from elastic.worker.plain.source import Stream
 from elastic.worker.plain.trainer import PlainTrainer
 from elastic.worker.plain.trial import Trial
 from elastic.worker.plain.turns import Committed, Ended, Event, Turns, Work
 from elastic.worker.report import Report
 
-Make = Callable[[nn.Module, LayerProfile, float | None], PlainTrainer]
-"""Makes the Trainer of a body, with its cost and the norm to clip to."""
+Make = Callable[[nn.Module, LayerProfile, Sequence[float | None]], PlainTrainer]
+"""Makes the Trainer of a body, with its cost and the norm to clip to in each of its parts."""
 
 
 class Place(Enum):
@@ -56,19 +56,49 @@ class _Done:
     weight: float | None
 
 
-class Loop:
-    """The state of one worker's plain loop over all passes. `make` makes the Trainer when a body has been tried out."""
+class Losses:
+    """The losses of the updates of the present step so far, which workers that join and checkpoints get."""
 
-    def __init__(self, job: Job, model: nn.Module, optimizer: Optimizer, stream: Stream, make: Make, seed: int) -> None:
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.found)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found = list(state["losses"])
+
+
+class Loop:
+    """The state of one worker's plain loop over all passes. `make` makes the Trainer when a body has been tried out.
+
+    `parameters` are those of each optimizer; `optimizer` is that one, or all of them as one. If a body has several parts, each is a step of
+    the engine's, and the body runs again for each: what belongs to other parts than the live one is computed, and does not count.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        model: nn.Module,
+        optimizer: Optimizer,
+        parameters: Sequence[Sequence[nn.Parameter]],
+        stream: Stream,
+        make: Make,
+        seed: int,
+    ) -> None:
         self._job, self._model, self._optimizer, self._stream, self._make, self._seed = job, model, optimizer, stream, make, seed
+        self._parameters, self._several, self._parts = parameters, len(parameters) > 1, ONE
+        self._trial: Trial | None = None
+        self.losses = Losses()
+        self._dark = ExitStack()
         self._body = body_of(model, self._compute)
         self._turns = Turns()
         self._trainer: PlainTrainer | None = None
         self._now: Iteration | None = None
         self._event: Event | None = None
         self._report: Report | None = None
-        self._clip_norm: float | None = None
-        self._weighs = False
+        self._clip_norms: list[float | None] = []
+        self._weighs: list[bool] = []
         self._groups: list[dict[str, Any]] = []
         self._trained = list(model.parameters())
         self._tail: Any = None  # states of generators behind bodies
@@ -78,7 +108,7 @@ class Loop:
         self.stopped = False  # whether the job stops after the newest step
         self.took = True  # whether this worker has committed a step in the last pass, or there was none yet
         self._behind: Callable[[Any], None] | None = None
-        backwards.hear(self._goes_backward, self._went_backward)
+        backwards.hear(self._goes_backward, self._went_backward, self._skips_backward)
         job.behind = self._returned
 
     @property
@@ -111,7 +141,7 @@ class Loop:
     @property
     def taken(self) -> int:
         """The number of steps that have been taken in all; 0 before this worker has joined."""
-        return 0 if self._trainer is None else self._trainer.step
+        return 0 if self._trainer is None else self._trainer.step // len(self._parts)
 
     def run(self, end: int) -> Iterator[Any]:
         """Yields micro-batches for bodies until `end` steps have been taken in all."""
@@ -121,13 +151,16 @@ class Loop:
             raise TrainerError("a loop over the loader begins inside of another one: each step is taken by one loop")
         try:
             if self._trainer is None:
-                trial = Trial(self._job, self._body, self._stream, self._seed)
+                self._trial = trial = Trial(self._job, self._body, self._stream, self._seed, self._parameters)
                 yield from trial.run(self._open, self._close)
-                self._clip_norm, self._weighs = trial.clip_norm, trial.weighs
-                self._trainer = self._make(self._body, trial.cost, self._clip_norm)
+                self._parts, self._clip_norms, self._weighs = trial.parts, trial.clip_norms, trial.weighs
+                self._stream.updates = len(self._parts)
+                self._trainer = self._make(self._body, trial.cost, self._clip_norms)
+                if len(self._parts) > 1:
+                    self._trainer.register_for_checkpointing(self.losses)
                 self._job.behind, self._behind = self._returned, self._job.behind
             self._tail, self.took = self.states(), False
-            self._event = self._turns.begin(lambda: self._engine(end))
+            self._event = self._turns.begin(lambda: self._engine(end * len(self._parts)))
             while not isinstance(event := self._next(), Ended):
                 yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
         except GeneratorExit:
@@ -142,7 +175,15 @@ class Loop:
         reports = self._trainer.run(end)
         try:
             for report in reports:
+                step, part = divmod(report.step, len(self._parts))
+                self.losses.found = [*(self.losses.found if part else []), report.loss]
+                if part < len(self._parts) - 1:
+                    self.stopped = report.stopped
+                    continue
                 self._trainer.complete()
+                if len(self._parts) > 1:
+                    rates = {name: getattr(report, name) / len(self._parts) for name in ("samples_per_second", "tokens_per_second")}
+                    report = replace(report, step=step, losses=tuple(self.losses.found), **rates)
                 self._turns.to_user(Committed(report=report))
         finally:
             reports.close()  # type: ignore[attr-defined]
@@ -170,14 +211,22 @@ class Loop:
 
     def _to_engine(self, value: Any) -> Event:
         self.place, now = Place.OUTSIDE, self.place
+        frozen = [parameter for parameter in self._trained if not parameter.requires_grad] if self._several else []
         try:
+            for parameter in frozen:  # by the body, for a loss that must not train them: no change of what is trained
+                parameter.requires_grad_(True)
             return self._turns.to_engine(value)
         finally:
             self.place = now
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
     def _work(self, event: Work) -> Iterator[Any]:
         randomness.put_back(event.states)
-        self._open(Iteration(kind=Kind.WORK, step=event.step, micro_batch=event.micro_batch))
+        step, live = divmod(event.step, len(self._parts))
+        if len(self._parts) > 1:  # all runs of a body draw the same
+            randomness.seed_all(self._seed, step, event.micro_batch, 0)
+        self._open(Iteration(kind=Kind.WORK, step=step, micro_batch=event.micro_batch, parts=self._parts, live=live))
         yield event.contents
         self._close()
 
@@ -190,7 +239,7 @@ class Loop:
             contents = self._stream.load(step, 0)
             randomness.seed_all(self._seed, step, 0, 0)
             self._report = event.report
-            self._open(Iteration(kind=Kind.EXTRA, step=step, micro_batch=0))
+            self._open(Iteration(kind=Kind.EXTRA, step=step, micro_batch=0, parts=self._parts, live=None if self._several else 0))
             self._extra_ends = stack.pop_all()
         yield contents
         self._close()
@@ -198,16 +247,30 @@ class Loop:
     def _open(self, iteration: Iteration) -> None:
         self._now, self.place = iteration, Place.BODY
         self._groups = [dict(group) for group in self._optimizer.param_groups]
+        if self._several:
+            take_gradients(self._trained)
+        self._shade(iteration)
         iteration.began = self._clock()
+
+    def _shade(self, now: Iteration) -> None:
+        """Keeps running statistics of the part of the body that begins only if it is live: other runs of the body keep the others'."""
+        self._dark.close()
+        if now.kind is Kind.WORK and not now.lives:
+            assert self._trainer is not None
+            self._dark.enter_context(self._trainer.unrecorded_amid())
 
     def _close(self) -> Iteration:
         now = self._now
         assert now is not None  # a body has run
         now.check_end()
         self._now = None
+        self._dark.close()
+        if self._several:
+            take_gradients(self._trained)
         if self.place is Place.TAIL:
             self._check_settings(now)
-            self._tail = self.states()
+            if now.lives:
+                self._tail = self.states()
         if self._inside is not None:
             self._job.at(self._inside)
             self._inside = None
@@ -217,9 +280,16 @@ class Loop:
     def _goes_backward(self) -> bool:
         if self._now is None or self._turns.in_engine:
             return False
-        if self._now.backward_at is None:
+        self._now.goes_backward(self._trained)
+        if self._now.parts is None:
+            self.place = Place.BODY
+        if self._now.backward_at is None and self._now.lives:
             self._now.backward_at = self._clock()
         return True
+
+    def _skips_backward(self) -> bool:
+        """Whether the gradients of a backward are not needed: the body runs for those of another part."""
+        return self._several and self._now is not None and not self._now.lives
 
     def _went_backward(self, loss: torch.Tensor) -> None:
         assert self._now is not None
@@ -239,42 +309,80 @@ class Loop:
             raise TrainerError("job.weighted() is called outside the body of a loop over the loader: call it before backward()")
         return self._now.weighted(loss, float(weight))
 
-    def step(self) -> None:
-        """`optimizer.step()`: ends the body's part in the step."""
+    def step(self, optimizer: int) -> None:
+        """`optimizer.step()` of the optimizer with this number: ends the body's part in the step, or in one of its updates."""
         self._check()
         now = self._now
         if now is None:
             raise TrainerError("optimizer.step() is called outside a loop over the loader that job.prepare returned: call it in its body")
-        now.steps()
-        now.ended = self._clock()
-        gradients = take_gradients(self._trained)
+        now.steps(optimizer, self._parameters[optimizer])
+        if now.lives:
+            now.ended = self._clock()
         if now.kind is Kind.TRIAL:
+            self._tried(now, optimizer)
+        elif now.part_ended:
+            self._check_part(now)
+            if now.kind is Kind.EXTRA:
+                self._end_extra(now)
+            else:
+                self._end_part(now)
+
+    def _tried(self, now: Iteration, optimizer: int) -> None:
+        assert self._trial is not None  # it opened the body
+        self._trial.stepped(now, optimizer)
+        if now.part_ended and not now.over:
+            now.next_part()
+        elif now.over:
             self.place = Place.TAIL
-            return
-        if now.clip_norm != self._clip_norm:
+            if not self._several:
+                take_gradients(self._trained)
+
+    def _check_part(self, now: Iteration) -> None:
+        """Raises TrainerError if a part of a body clips or weighs in another way than in the first body, or has changed settings."""
+        part, norm, weighs = now.part, self._clip_norms[now.number], self._weighs[now.number]
+        if part.clip_norm != norm:
             raise TrainerError(
-                f"{now.where} {_clips(now.clip_norm)}, but the first one {_clips(self._clip_norm)}: an update has one norm, so every body "
+                f"{now.where} {_clips(part.clip_norm)}, but the first one {_clips(norm)}: an update has one norm, so every body "
                 "must call job.clip_grad_norm_ with the same max_norm"
             )
-        if (now.weight is not None) != self._weighs:
+        if (part.weight is not None) != weighs:
             raise TrainerError(
-                f"{now.where} {'calls' if now.weight is not None else 'does not call'} job.weighted(), and the first one "
-                f"{'did' if self._weighs else 'did not'}: all micro-batches of a step are weighed, or none. The weight may be 0"
+                f"{now.where} {'calls' if part.weight is not None else 'does not call'} job.weighted(), and the first one "
+                f"{'did' if weighs else 'did not'}: all micro-batches of a step are weighed, or none. The weight may be 0"
             )
         self._check_settings(now)
-        if now.kind is Kind.EXTRA:
-            self._extra_ends.close()
-            randomness.seed_all(self._seed, "loop", now.step)
-            self._committed()
+
+    def _end_extra(self, now: Iteration) -> None:
+        if not now.over:
+            now.next_part()
             return
-        event = self._to_engine(_Done(now.total(), gradients, now.weight))
-        if isinstance(event, Committed):
-            self._report = event.report
-            self._committed()
-        else:
-            self._event, self.place = event, Place.TAIL
-            randomness.put_back(self._tail)
+        self._extra_ends.close()
+        randomness.seed_all(self._seed, "loop", (now.step + 1) * len(self._parts) - 1)
+        self._committed()
+
+    def _end_part(self, now: Iteration) -> None:
+        """Hands loss and gradients of the live part to the engine."""
+        lives, over = now.lives, now.over
+        if lives:
+            gradients = take_gradients(self._trained if not self._several else self._stepped_parameters(now))
+            take_gradients(self._trained)  # those that a loss has for parameters of other optimizers
+            event = self._to_engine(_Done(now.part.total(), gradients, now.part.weight))
+            if over and isinstance(event, Committed):
+                self._report = event.report
+                self._committed()
+                return
+            self._event = event
             self._inside = self._job.at(TRAIN_FN)  # code behind the body is no layer's: it may take long
+        if over:
+            self.place = Place.TAIL
+            if lives:
+                randomness.put_back(self._tail)
+        else:
+            now.next_part()
+            self._shade(now)
+
+    def _stepped_parameters(self, now: Iteration) -> list[nn.Parameter]:
+        return [parameter for optimizer in now.part.stepped for parameter in self._parameters[optimizer]]
 
     def _committed(self) -> None:
         self.place, self.took = Place.COMMITTED, True
@@ -290,10 +398,17 @@ class Loop:
                         "worker runs other bodies. Change settings where loader.report is not None, by loader.report.step"
                     )
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """`optimizer.zero_grad()`: drops the gradients that backwards have left in the model."""
-        if any(parameter.grad is not None for parameter in self._trained):
-            self._model.zero_grad(set_to_none)
+    def zero_grad(self, optimizer: int, set_to_none: bool = True) -> None:
+        """`optimizer.zero_grad()`: drops the gradients that backwards have left in the model, or in the optimizer's part of it."""
+        if not self._several:
+            if any(parameter.grad is not None for parameter in self._trained):
+                self._model.zero_grad(set_to_none)
+        elif set_to_none:
+            take_gradients(self._parameters[optimizer])
+        else:
+            for parameter in self._parameters[optimizer]:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
 
     def _clock(self) -> float:
         return time.thread_time() if self._job.gpu is None and device.on_host() else device.clock()

@@ -18,8 +18,8 @@ class PreparedOptimizer(Optimizer):
     updates.
     """
 
-    def __init__(self, optimizer: Optimizer, loop: Loop) -> None:  # without Optimizer.__init__: it has no state of its own
-        self._own, self._loop = optimizer, loop
+    def __init__(self, optimizer: Optimizer, loop: Loop, number: int = 0) -> None:  # without Optimizer.__init__: it has no state of its own
+        self._own, self._loop, self._number = optimizer, loop, number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_own"], name)
@@ -45,18 +45,19 @@ class PreparedOptimizer(Optimizer):
         )
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Ends the body's part in the step. When it returns, the step is committed if `loader.report` is not None.
+        """Ends the body's part in the step, or in one of its updates. The step is committed if then `loader.report` is not None.
 
         Raises:
-            TrainerError: if the body has not called backward, has called step already, or has changed gradients; or for a closure.
+            TrainerError: if the body has not called backward, has called step already, or has changed gradients; or for a closure. With
+                several optimizers, if it is not the step that the first body called here.
         """
         if closure is not None:
             raise TrainerError("optimizer.step(closure) would compute losses again after an update, as L-BFGS does: this is not supported")
-        self._loop.step()
+        self._loop.step(self._number)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients that backwards have left in the model's parameters."""
-        self._loop.zero_grad(set_to_none)
+        """Drops the gradients that backwards have left in the model's parameters; with several optimizers, in this one's."""
+        self._loop.zero_grad(self._number, set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """The user's optimizer's, before the loop. Raises TrainerError later: each worker has a part of it."""
@@ -98,6 +99,8 @@ class PreparedScheduler:
         """
         place = self._loop.place
         if place is Place.BODY:
-            raise TrainerError("scheduler.step() is called before optimizer.step() in the body of the loop: call it after it")
+            raise TrainerError(
+                "scheduler.step() is called before optimizer.step() in the body of the loop: call it after it, or after all optimizers'"
+            )
         if place is Place.COMMITTED or (place is Place.OUTSIDE and self._loop.took):
             self._own.step(*arguments, **options)

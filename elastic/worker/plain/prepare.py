@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
 from elastic.worker.arguments import cut_batch
 from elastic.worker.job import Job
+from elastic.worker.plain.arguments import Sorted
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.loop import Loop
 from elastic.worker.plain.optimizer import PreparedOptimizer, PreparedScheduler
-from elastic.worker.plain.refusals import check_model, check_optimizer, check_options, check_process
+from elastic.worker.plain.refusals import check_model, check_optimizers, check_options, check_process
+from elastic.worker.plain.several import Schedulers, as_one, parameters_of
 from elastic.worker.plain.source import Given, SizedStream, given, stream_of
 from elastic.worker.plain.trainer import PlainTrainer
 
 
 def prepare(
     job: Job,
-    model: nn.Module,
-    optimizer: Optimizer,
-    data: Any,
+    found: Sorted,
     *,
     micro_batch_size: int,
     batch_size: int | None,
-    scheduler: Any,
     steps: int | None,
     epochs: int | None,
     seed: int,
@@ -38,25 +36,33 @@ def prepare(
     """See `Job.prepare`."""
     check_process()
     check_options(options)
-    check_model(model)
-    check_optimizer(optimizer, scheduler)
-    what = given(data, batch_size, collate)
+    for each in found.models:
+        check_model(each)
+    check_optimizers(found.optimizers, found.schedulers)
+    what = given(found.data, batch_size, collate)
     cut_batch(what.batch_size, micro_batch_size, options.get("grains"))
     stream = stream_of(what, micro_batch_size, seed)
     ends = _ends(what, stream if isinstance(stream, SizedStream) else None, steps, epochs)
+    parameters = [parameters_of(each) for each in found.optimizers]
+    optimizer = as_one(found.optimizers)
+    scheduler = found.schedulers[0] if len(found.schedulers) == 1 and len(found.optimizers) == 1 else None
+    if found.schedulers and scheduler is None:
+        scheduler = Schedulers(found.schedulers, optimizer)
     own = {"batch_size": what.batch_size, "micro_batch_size": micro_batch_size, "seed": seed, "scheduler": scheduler}
 
-    def make(body: Any, cost: LayerProfile, clip_norm: float | None) -> PlainTrainer:
-        names = options.get("names", getattr(model, "_orig_mod", model))  # torch.compile puts it into another module
-        return loader.made(PlainTrainer(body, optimizer, stream, cost, clip_norm=clip_norm, **own, **{**options, "names": names}))
+    def make(body: Any, cost: LayerProfile, clip_norms: Sequence[float | None]) -> PlainTrainer:
+        named = [getattr(each, "_orig_mod", each) for each in found.models]  # torch.compile puts it into another module
+        names = options.get("names", named[0] if len(named) == 1 else nn.ModuleList(named))
+        return loader.made(PlainTrainer(body, optimizer, stream, cost, clip_norms, **own, **{**options, "names": names}))
 
-    loop = Loop(job, model, optimizer, stream, make, seed)
+    model = found.models[0] if len(found.models) == 1 else nn.ModuleList(found.models)
+    loop = Loop(job, model, optimizer, parameters, stream, make, seed)
     loader = Loader(loop, ends)
     job.clips, job.weighs = loop.clip, loop.weighted
-    loader.optimizer = prepared = PreparedOptimizer(optimizer, loop)
-    if scheduler is None:
-        return model, prepared, loader
-    return model, prepared, loader, PreparedScheduler(scheduler, loop)
+    loader.optimizers = [PreparedOptimizer(each, loop, number) for number, each in enumerate(found.optimizers)]
+    prepared = {id(each): ours for each, ours in zip(found.optimizers, loader.optimizers, strict=True)}
+    prepared |= {id(each): PreparedScheduler(each, loop) for each in found.schedulers}
+    return found.returned(lambda each: loader if each is found.data else prepared.get(id(each), each))
 
 
 def _ends(what: Given, sized: SizedStream | None, steps: int | None, epochs: int | None) -> Callable[[int], int]:

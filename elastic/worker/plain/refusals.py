@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,10 +31,8 @@ def check_process() -> None:
         )
 
 
-def check_model(model: Any) -> None:
-    """Raises TrainerError for what is not a module, or one that communicates by itself."""
-    if not isinstance(model, nn.Module):
-        raise TrainerError(f"the model is a {type(model).__name__}: give the nn.Module that the loop's body calls")
+def check_model(model: nn.Module) -> None:
+    """Raises TrainerError for a module that communicates by itself."""
     for name, module in model.named_modules():
         found = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
         if found is not None:
@@ -46,19 +45,15 @@ def check_model(model: Any) -> None:
             raise TrainerError(f"parameter {name} is a DTensor, made by FSDP or tensor parallelism: give the model as it was before")
 
 
-def check_optimizer(optimizer: Any, scheduler: Any) -> None:
-    """Raises TrainerError unless it is one optimizer, whose schedulers the runtime knows."""
-    if isinstance(optimizer, list | tuple | dict):
-        raise TrainerError(
-            f"the optimizer is a {type(optimizer).__name__}, but a plain loop has one optimizer: give one with several parameter groups "
-            "(a separate one for each part of the model, as in GANs, is not supported)"
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise TrainerError(f"the optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer over the model's parameters")
-    if scheduler is None:
-        check_schedulers(optimizer)
-    elif getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise TrainerError("the scheduler belongs to another optimizer: make it with the optimizer that is given to job.prepare")
+def check_optimizers(optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+    """Raises TrainerError unless the runtime knows the schedulers of all optimizers, and no others."""
+    for scheduler in schedulers:
+        if not any(getattr(scheduler, "optimizer", optimizer) is optimizer for optimizer in optimizers):
+            raise TrainerError("the scheduler belongs to another optimizer: make it with the optimizer that is given to job.prepare")
+    scheduled = [getattr(scheduler, "optimizer", optimizers[0]) for scheduler in schedulers]
+    for optimizer in optimizers:
+        if not any(optimizer is each for each in scheduled):
+            check_schedulers(optimizer)
 
 
 def check_schedulers(optimizer: Optimizer) -> None:

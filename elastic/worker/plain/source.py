@@ -35,9 +35,10 @@ class Stream:
     def __init__(self, load: Batch) -> None:
         self._load = load
         self._loaded: dict[tuple[int, int], Any] = {}
+        self.updates = 1  # that are made with a batch, each of which is a step to the engine
 
     def __call__(self, step: int, micro_batch: int) -> Keyed:
-        contents = self.load(step, micro_batch)
+        contents = self.load(step // self.updates, micro_batch)
         for key in [key for key in self._loaded if key[0] != step]:  # of a step that was given up
             del self._loaded[key]
         self._loaded[step, micro_batch] = contents

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any, NoReturn
 
+import torch
+
+from elastic.engine import after_step as after
+from elastic.engine.after_step import AfterStep
 from elastic.engine.decision import Apply
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
@@ -20,10 +27,19 @@ def _the_body(output: Any, micro_batch: Any) -> Any:
 
 
 class PlainTrainer(Trainer):
-    """A Trainer whose layer's cost was `measured` by the loop, and whose scheduler is stepped by it."""
+    """A Trainer whose layer's cost was `measured` by the loop, and whose scheduler is stepped by it.
 
-    def __init__(self, body: Body, optimizer: Any, stream: Stream, measured: LayerProfile, **options: Any) -> None:
+    `clip_norms` has the norm to clip to of each update that the loop's body makes, in turn.
+    """
+
+    def __init__(
+        self, body: Body, optimizer: Any, stream: Stream, measured: LayerProfile, clip_norms: Sequence[float | None], **options: Any
+    ) -> None:
         self._by_trial = measured
+        self._updates = len(clip_norms)
+        self._norms = tuple(clip_norms)
+        if options.get("every") is not None:
+            options["every"] *= self._updates
         super().__init__(body, _the_body, optimizer, stream, **options)
 
     def _measured(self) -> LayerProfile:
@@ -45,6 +61,27 @@ class PlainTrainer(Trainer):
     def unrecorded(self) -> AbstractContextManager[None]:
         """Returns a context in which forwards change no running statistics."""
         return self._model.running.statistics.during(0, None)
+
+    def unrecorded_amid(self) -> AbstractContextManager[None]:
+        """Returns the same for a part of a forward that is recorded."""
+        return self._model.running.statistics.unkept()
+
+    def log(self, path: str | os.PathLike[str], **values: Any) -> None:
+        self._job.send(self._numbers.record(path, self._runtime.handed // self._updates, values))
+
+    def after_step(self, f: AfterStep) -> AfterStep:
+        """`Trainer.after_step`. If the loop's body makes several updates, f acts behind each on the parameters that it has changed."""
+        if self._updates == 1:
+            return super().after_step(f)
+        after.check(f, self._model.dtype(self._model.vectors[0].home), self._model.spec.cut)
+
+        @wraps(f)
+        def changed(parameter: torch.Tensor, state: dict[str, Any]) -> Any:
+            return f(parameter, state) if parameter.grad is not None else None
+
+        self._optimizer.after.append(changed)
+        self._history.after.append(after.name_of(f))
+        return f
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> NoReturn:
         raise TrainerError(

@@ -2,57 +2,123 @@
 
 The body shows how it clips gradients, and what a micro-batch costs; what would be refused later is refused now, on every worker; and a
 worker that joins has done what a process does only once (choosing kernels, compiling).
+
+With several optimizers it also shows its parts. In the first run, parameters are changed where optimizers' steps are, as in a plain loop.
+Then the body is run as it will be for each later part: from its beginning, with the parameters as earlier parts have left them. Gradients
+must be the same bits. They are not if a part uses values that were computed before an earlier part's update and depend on what it changes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from elastic.engine import randomness
+from elastic.engine.bit_equality import same
 from elastic.engine.model import LayeredModel
 from elastic.engine.profile import LayerProfile, SavedBytes, buffers_restored
+from elastic.errors import TrainerError
+from elastic.memory.tensors import copy
 from elastic.worker.job import Job
 from elastic.worker.plain.body import Body
-from elastic.worker.plain.iteration import Iteration, Kind
+from elastic.worker.plain.iteration import ONE, Iteration, Kind, Parts
 from elastic.worker.plain.source import Stream
+
+_FACTOR, _TERM = 1 + 2**-6, 2**-8  # an update of parameters, as far as a trial needs one
 
 
 class Trial:
-    """Runs the body on the first micro-batch of step 0: once, or twice if this worker measures the costs."""
+    """Runs the body on the first micro-batch of step 0: once, or twice if this worker measures the costs; once for each part at least.
 
-    def __init__(self, job: Job, body: Body, stream: Stream, seed: int) -> None:
-        self._stream, self._seed = stream, seed
+    `parameters` are those of each optimizer.
+    """
+
+    def __init__(self, job: Job, body: Body, stream: Stream, seed: int, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+        self._stream, self._seed, self._parameters = stream, seed, parameters
         self._measures = job.profile
         self._layered = LayeredModel(body)
-        self.clip_norm: float | None = None
-        self.weighs = False
+        self._gradients: dict[tuple[int, int], list[torch.Tensor | None]] = {}
+        self.parts = ONE
+        self.clip_norms: list[float | None] = []
+        self.weighs: list[bool] = []
         self.cost: LayerProfile = []
 
     def run(self, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]) -> Iterator[Any]:
         """Yields the micro-batch for each run. `opened` and `closed` are called around the body."""
-        for _ in range(2 if self._measures else 1):
-            saved = SavedBytes(self._layered.root.parameters())
-            hooks = torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor) if self._measures else nullcontext()
-            with randomness.kept(), buffers_restored(self._layered), hooks:
-                contents = self._stream.load(0, 0)
-                randomness.seed_all(self._seed, 0, 0, 0)
-                opened(Iteration(kind=Kind.TRIAL, step=0, micro_batch=0))
-                yield contents
-                done = closed()
-            self.clip_norm, self.weighs = done.clip_norm, done.weight is not None
-            self.cost = [self._cost(done, saved.bytes)]
+        if len(self._parameters) > 1:
+            yield from self._show_parts(opened, closed)
+        else:
+            for _ in range(2 if self._measures else 1):
+                yield from self._run(ONE, 0, opened, closed)
         if self._layered.running.statistics.names and "torch._dynamo" in sys.modules:
             torch._dynamo.reset()  # code compiled without the hooks of running statistics would never call them
+
+    def _show_parts(self, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]) -> Iterator[Any]:
+        before = [[copy(each.detach()) for each in own] for own in self._parameters]
+        try:
+            yield from self._run(None, None, opened, closed)
+            for live in range(1, len(self.parts)):
+                self._put_back(before)
+                for optimizer in [optimizer for part in self.parts[:live] for optimizer in part]:
+                    self._update(optimizer)
+                yield from self._run(self.parts, live, opened, closed)
+        finally:
+            self._put_back(before)
+            self._gradients.clear()
+
+    def _put_back(self, values: list[list[torch.Tensor]]) -> None:
+        with torch.no_grad():
+            for own, kept in zip(self._parameters, values, strict=True):
+                for parameter, value in zip(own, kept, strict=True):
+                    parameter.copy_(value)
+
+    def _update(self, optimizer: int) -> None:
+        with torch.no_grad():
+            for parameter in self._parameters[optimizer]:
+                parameter.mul_(_FACTOR).add_(_TERM)
+
+    def stepped(self, now: Iteration, optimizer: int) -> None:
+        """Notes, or compares, what a body has for an optimizer whose step it calls. Raises TrainerError if it differs."""
+        gradients = [parameter.grad for parameter in self._parameters[optimizer]]
+        if now.parts is None:
+            self._gradients[now.number, optimizer] = [None if each is None else copy(each) for each in gradients]
+            self._update(optimizer)
+        elif now.parts is not ONE and now.number == now.live and not _alike(gradients, self._gradients[now.number, optimizer]):
+            raise TrainerError(
+                f"in {now.where} the gradients for optimizer {optimizer} depend on values that the body computed before the step of "
+                "another optimizer, with parameters that this step changes. A step has several micro-batches, so the runtime makes that "
+                "update first and then runs the body again. Compute these values behind that optimizer.step(); or call all backwards first "
+                "and the steps of all optimizers behind them, which is one update, from the same parameters"
+            )
+
+    def _run(
+        self, parts: Parts | None, live: int | None, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]
+    ) -> Iterator[Any]:
+        saved = SavedBytes(self._layered.root.parameters())
+        hooks = torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor) if self._measures else nullcontext()
+        with randomness.kept(), buffers_restored(self._layered), hooks:
+            contents = self._stream.load(0, 0)
+            randomness.seed_all(self._seed, 0, 0, 0)
+            opened(Iteration(kind=Kind.TRIAL, step=0, micro_batch=0, parts=parts, live=live))
+            yield contents
+            done = closed()
+        self.parts = done.shown
+        self.clip_norms, self.weighs = [part.clip_norm for part in done.run], [part.weight is not None for part in done.run]
+        self.cost = [self._cost(done, saved.bytes)]
 
     def _cost(self, done: Iteration, saved: int) -> list[float]:
         spec = self._layered.spec.layers[0]
         assert done.backward_at is not None  # checked when the body ended
         itemsize = spec.parameters[0].itemsize if spec.parameters else 0
-        loss = done.losses[0]
+        loss = done.part.losses[0]
         forward_s, backward_s = done.backward_at - done.began, done.ended - done.backward_at
         return [forward_s, backward_s, spec.size, saved, loss.numel() * loss.element_size(), itemsize]
+
+
+def _alike(one: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bool:
+    return all(same(mine, theirs) for mine, theirs in zip(one, other, strict=True))
