@@ -22,6 +22,7 @@ class Member:
     It computes a layer in `slowdown` times the workload's time. Its process may use `memory` bytes (None: its share of the host's);
     it uses `base` of them before it holds a layer. `segment`: its state lies in memory of its host's agent, and outlives its process. It
     computes on a `device` of this kind: if that is not "cpu", only copies of its state lie there, and no other process can read the rest.
+    It may use `device_memory` bytes of the device; None if it has none, or nobody knows.
     """
 
     worker: int
@@ -32,15 +33,17 @@ class Member:
     base: int = 0
     segment: bool = False
     device: str = "cpu"
+    device_memory: int | None = None
 
     def to_json(self) -> list[Any]:
         """One flat list, in the order of the fields."""
-        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base, self.segment, self.device]
+        own = [self.worker, self.host, self.address, self.slowdown, self.memory, self.base, self.segment]
+        return [*own, self.device, self.device_memory]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Member:
         """The inverse of `to_json`."""
-        worker, host, address, slowdown, memory, base, segment, device = data
+        worker, host, address, slowdown, memory, base, segment, device, device_memory = data
         return cls(
             worker=worker,
             host=host,
@@ -50,6 +53,7 @@ class Member:
             base=base,
             segment=segment,
             device=device,
+            device_memory=device_memory,
         )
 
 

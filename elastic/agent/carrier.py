@@ -9,7 +9,7 @@ from typing import Any
 
 from elastic.agent.crew import Crew
 from elastic.agent.looking import Looker
-from elastic.agent.supervision import WorkerProcess, how_ended, own_doing
+from elastic.agent.supervision import WorkerProcess, how_ended, own_doing, ran_out_of_memory
 from elastic.control.carrier import Death
 from elastic.health.evidence import Observed
 from elastic.host.channel import Message
@@ -130,7 +130,8 @@ def death_of(worker: WorkerProcess, doing: Doing | None) -> Death:
         worker.epoch, worker.step = doing.epoch, doing.step
     worker.announced = None
     how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
-    return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, lost=worker.lost, step=step, doing=doing)
+    own = {"own": own_doing(worker), "no_memory": ran_out_of_memory(worker)}
+    return Death(worker=worker.number, how=how, **own, evicted=worker.condemned, lost=worker.lost, step=step, doing=doing)
 
 
 def members_of(view: View, processes: Mapping[int, int | None]) -> dict[str, Any]:

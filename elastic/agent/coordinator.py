@@ -196,8 +196,9 @@ class Coordinator:
             return 0
         view = self._driver.view
         workers, layers = len(view.members) + room, range(len(view.workload.layers))
-        needs = (need(view.workload, range(layer, layer + 1), workers, workers, 1, 1, replicas=0) for layer in layers)
-        return round(min(each.total for each in needs)) + min(member.base for member in view.members)
+        kept = {"replicas": 0, "on_device": view.fleet.on_device}
+        needs = (need(view.workload, range(layer, layer + 1), workers, workers, 1, 1, **kept) for layer in layers)
+        return round(min(each.host_bytes for each in needs)) + min(member.base for member in view.members)
 
     def no_room_for(self, name: str, facts: HostFacts, room: int) -> str | None:
         """Returns why the model does not fit once a host with so many workers has joined, None if it does, or nobody knows yet."""

@@ -89,6 +89,11 @@ def own_doing(worker: WorkerProcess) -> bool:
     return worker.status >= 0 or -worker.status in _FAULTS
 
 
+def ran_out_of_memory(worker: WorkerProcess) -> bool:
+    """Whether its process ended since it, or its device, had no memory left."""
+    return own_doing(worker) and any(said in worker.failure for said in ("OutOfMemoryError", "MemoryError", _NO_MEMORY))
+
+
 def own_fault(worker: WorkerProcess) -> bool:
     """Whether its process ended by a fault of its own, and may have written anywhere in its memory before."""
     return worker.status is not None and -worker.status in _FAULTS

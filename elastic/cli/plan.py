@@ -96,11 +96,16 @@ def _show_job(console: Console, shown: dict[str, Any], target: str) -> None:
         mark = " (bottleneck)" if number == shown["bottleneck_stage"] else ""
         start, stop = stage["layers"]
         members = ", ".join(f"{place} ({grains})" for place, _, grains in stage["members"])
-        limit = stage["memory_limit_bytes"]
-        memory = f"{stage['memory_bytes'] / 2**20:.0f} MiB" + ("" if limit is None else f" of {limit / 2**20:.0f}")
+        memory = _of(stage["memory_bytes"], stage["memory_limit_bytes"])
+        if stage["device_memory_bytes"]:
+            memory = f"device {_of(stage['device_memory_bytes'], stage['device_memory_limit_bytes'])}, host {memory}"
         table.add_row(f"{number}{mark}", f"{start}-{stop - 1}", members, f"{stage['busy_s']:.4g}", memory)
     console.print(table)
     console.print(shown["why"])
+
+
+def _of(bytes_: float, limit: float | None) -> str:
+    return f"{bytes_ / 2**20:.0f} MiB" + ("" if limit is None else f" of {limit / 2**20:.0f}")
 
 
 def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[str], svg: Path | None) -> None:

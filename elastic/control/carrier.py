@@ -21,7 +21,8 @@ from elastic.view import View
 class Death:
     """The end of a worker's process, as its agent reports it.
 
-    `how` is one line for the user. `own`: the process ended by itself, not from outside. `evicted` is the reason if the runtime ended it,
+    `how` is one line for the user. `own`: the process ended by itself, not from outside; `no_memory`: since it, or its device, had no
+    memory left. `evicted` is the reason if the runtime ended it,
     else "". `lost` says which host was lost with it, and how that was noticed, if it was. `step` is the last step that the worker reported,
     `doing` the activity that it entered last; None if unknown.
     """
@@ -29,6 +30,7 @@ class Death:
     worker: int
     how: str
     own: bool = False
+    no_memory: bool = False
     evicted: str = ""
     lost: str = ""
     step: int | None = None

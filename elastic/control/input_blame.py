@@ -1,8 +1,9 @@
-"""Decides whether an input caused deaths of workers, from the recorded losses alone. Pure.
+"""Decides whether an input, or a lack of memory, caused deaths of workers, from the recorded losses alone. Pure.
 
 A bad input kills every worker that computes it, and no other worker. So it is to blame if the same micro-batch in the same layers has
 killed or hung three workers, each time through the process itself, and no other worker was lost while that step was tried. Deaths from
-outside the process are never blamed on the input.
+outside the process are never blamed on the input. A step in which workers have run out of memory each time that it was tried, does not
+fit: trying it again would go on for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class MicroBatchLoss:
     """The loss of a member of view `epoch` in `step`; `step` is None if the worker was between steps, or if the step is unknown.
 
     `micro_batch` is the one that it was computing in its `layers`, None if it was not computing. `own`: the process ended by itself, not
-    from outside. `host` is where it ran; `elsewhere`: other workers of the job ran on other hosts.
+    from outside; `no_memory`: since no memory was left. `host` is where it ran; `elsewhere`: other workers ran on other hosts.
     """
 
     worker: int
@@ -33,6 +34,7 @@ class MicroBatchLoss:
     micro_batch: int | None = None
     layers: tuple[int, ...] = ()
     own: bool = False
+    no_memory: bool = False
     host: str = ""
     elsewhere: bool = False
 
@@ -57,6 +59,19 @@ def blamed(losses: Sequence[MicroBatchLoss]) -> str | None:
     )
 
 
+def does_not_fit(losses: Sequence[MicroBatchLoss]) -> str | None:
+    """Returns a sentence if workers ran out of memory in the step of the last of these losses in as many views as DEATHS; else None."""
+    last = losses[-1]
+    same = [loss for loss in losses if loss.no_memory and loss.step == last.step is not None]
+    if not last.no_memory or len({loss.epoch for loss in same}) < DEATHS:
+        return None
+    workers = ", ".join(str(loss.worker) for loss in same)
+    return (
+        f"each time that step {last.step} was tried, workers ran out of memory ({workers}): it does not fit. Use devices or hosts with "
+        "more memory, more workers or stages, smaller micro-batches, or checkpoint_activations=True"
+    )
+
+
 def _share_a_layer(losses: Sequence[MicroBatchLoss]) -> bool:
     """Whether DEATHS of them computed the same layer; a worker's stage may have had other layers in each epoch."""
     counts = Counter(layer for loss in losses for layer in loss.layers)
@@ -76,6 +91,7 @@ def loss_of(view: View, death: Death, cause: str | None = None) -> MicroBatchLos
         micro_batch=did.micro_batch if did is not None and computing else None,
         layers=tuple(view.plan.stages[view.plan.stage_of(death.worker)].layers),
         own=death.own or cause in OWN,
+        no_memory=death.no_memory,
         host=hosts[death.worker],
         elsewhere=len(set(hosts.values())) > 1,
     )

@@ -57,7 +57,7 @@ from elastic.control.events import (
     WorkerDied,
     WorkerFinished,
 )
-from elastic.control.input_blame import blamed
+from elastic.control.input_blame import blamed, does_not_fit
 from elastic.control.state import ATTEMPTING, ControlState, JobPolicy, Phase, Resumed, Retry
 from elastic.control.transitions import (
     FAILED_JOINS,
@@ -136,7 +136,7 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
         return close_job(state, now)
     if event.loss is not None:
         state = replace(state, losses=(*state.losses[-LOSSES_KEPT:], event.loss))
-        if (why := blamed(state.losses)) is not None:
+        if (why := blamed(state.losses) or does_not_fit(state.losses)) is not None:
             return end_job(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = replenished(state, recovering=True)
     told: list[ControlAction] = [Tell(sentence=event.how), *actions]

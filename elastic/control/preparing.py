@@ -69,7 +69,7 @@ class Preparing:
         self.links: Mapping[Pair, LinkSpeed] = {}
         self.prepared: Answers | None = None
         self._timers, self._clock, self._stages, self._measured, self._idle = timers, clock, stages, measured, idle
-        self._spare, self._with = spare, (None, None, 0)  # the second: what is known of the spare that the preparation counts on
+        self._spare, self._with = spare, (None, None, 0, None)  # the second: what is known of the spare that the preparation counts on
         self._view: View | None = None
         self._spent_s = 0.0
         self._longest_s = SLICE_S / 2
@@ -90,7 +90,7 @@ class Preparing:
     def _look(self) -> None:
         """Begins a preparation, unless there is one for links of about the same speed and such a spare."""
         view, links, spare = self._view, self._measured(), self._spare()
-        alike = (None, None, 0) if spare is None else (spare.host, spare.memory, spare.base)
+        alike = (None, None, 0, None) if spare is None else (spare.host, spare.memory, spare.base, spare.device_memory)
         known = self.prepared is not None and not _differ(links, self.links) and alike == self._with
         if view is None or not self._idle() or known:
             self._timers.set_timer(RENEWED_S, self._look, "prepare")
@@ -130,7 +130,7 @@ def _losses(members: Sequence[Member]) -> list[int]:
 
     Of neighbours that are alike only the first counts, since the remaining fleet is the same.
     """
-    named = [(member.host, member.slowdown, member.memory, member.base) for member in members]
+    named = [(member.host, member.slowdown, member.memory, member.base, member.device_memory) for member in members]
     return [place for place, what in enumerate(named) if place == 0 or what != named[place - 1]] if len(named) > 1 else []
 
 

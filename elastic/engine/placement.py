@@ -47,8 +47,9 @@ def _need(root: nn.Module, own: torch.device) -> None:
     need = sum(tensor.nbytes for tensor in [*root.parameters(), *root.buffers()])
     if free is not None and need > free[0]:
         raise TrainerError(
-            f"the model has {need:,} bytes, but {own} has {free[0]:,} free of {free[1]:,}: nothing was trained. Use larger devices, or end "
-            "what else uses this one"
+            f"the model has {need:,} bytes, but {own} has {free[0]:,} free of {free[1]:,}: nothing was trained. Use larger devices, end "
+            "what else uses this one, or give the Trainer a function, or a list of functions, one a layer: then a worker builds only "
+            "its own layers"
         )
 
 

@@ -25,7 +25,7 @@ class Ready:
 
     `state_bytes` is the optimizer's state for one parameter element. The process may use `memory` bytes (None: its share of the host's);
     it uses `base` of them before it holds a layer, and `whole` with the whole model, as a spare does. `link` is
-    `[latency_s, bytes_per_s]` of a message within its host, if measured.
+    `[latency_s, bytes_per_s]` of a message within its host, if measured. It may use `device_memory` bytes of its device, if it has one.
     `checkpoint` names the checkpoint that a founder would resume from. `code` holds the user's modules, in the form of
     `elastic.script.sources.to_json`.
     """
@@ -46,6 +46,7 @@ class Ready:
     whole: int = 0
     segment: bool = False
     device: str = "cpu"
+    device_memory: int | None = None
     checkpoint: str | None = None
     code: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -59,6 +60,7 @@ class Ready:
             base=self.base,
             segment=self.segment,
             device=self.device,
+            device_memory=self.device_memory,
         )
 
     def to_json(self) -> dict[str, Any]:

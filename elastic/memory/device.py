@@ -23,12 +23,13 @@ DEVICE_ALIGNMENT_BYTES = 512
 _OPEN_RUNS = 256
 
 _device = CPU
+_workers = 1
 
 
-def use(device: torch.device) -> None:
-    """Makes `device`, with its index, the one that this process computes on, and torch's current one of its kind."""
-    global _device
-    _device = CPU if device.type == "cpu" else device
+def use(device: torch.device, workers: int = 1) -> None:
+    """Makes `device`, with its index, torch's current one, and the one that this process computes on; so many `workers` share it."""
+    global _device, _workers
+    _device, _workers = CPU if device.type == "cpu" else device, workers
     if device.type != "cpu":
         module(device).set_device(device)
 
@@ -65,8 +66,29 @@ def synchronize() -> None:
 
 
 def free_bytes() -> tuple[int, int] | None:
-    """Returns how many bytes of the device's memory are free, and how many it has; None on the CPU."""
-    return None if _device is CPU else module(_device).mem_get_info(_device)
+    """Returns how many bytes of the device's memory are free, and how many it has; None on the CPU, or if nobody knows."""
+    found = None if _device is CPU else getattr(module(_device), "mem_get_info", None)
+    return None if found is None else found(_device)
+
+
+def usable_bytes(besides: int) -> int | None:
+    """Returns how many bytes of the device's memory this process may use for layers and their state; None on the CPU, or if nobody knows.
+
+    That is what is free, and what torch has reserved here, without what the user's code has allocated `besides` so many bytes of layers;
+    at most an even share if several workers use the device.
+    """
+    found = None if _device is CPU else getattr(module(_device), "mem_get_info", None)
+    if found is None:
+        return None
+    free, total = found(_device)
+    reserved, allocated = (_own_bytes(name) for name in ("memory_reserved", "memory_allocated"))
+    return max(0, min(free + reserved, total // _workers) - max(0, allocated - besides))
+
+
+def _own_bytes(name: str) -> int:
+    """Returns a count of torch's allocator for this process; 0 if the kind of device has none."""
+    count = getattr(module(_device), name, None)
+    return 0 if count is None else int(count(_device))
 
 
 def generator_state() -> torch.Tensor | None:

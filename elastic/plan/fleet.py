@@ -13,7 +13,7 @@ from elastic.plan.site import LinkSpeed, Site
 HOST = "host"
 
 SHARE = 0.9
-"""Share of a host's memory that the workers of a job may use."""
+"""Share of a host's memory that the workers of a job may use, and of a device's that a plan may: the rest is for what it does not count."""
 
 
 class FleetMember(Protocol):
@@ -31,6 +31,10 @@ class FleetMember(Protocol):
     def base(self) -> int: ...
     @property
     def segment(self) -> bool: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_memory(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +42,8 @@ class Fleet:
     """Workers by id, in the order in which stages are filled.
 
     A layer takes a worker `slowdowns[worker]` times as long as the workload states, 1 for workers not listed. `memory` is in bytes,
-    unlimited for workers not listed; those not in `hosts` share one host. `outlive`: their state outlives their
-    processes. Raises PlanError unless there are workers, each once.
+    unlimited for workers not listed; those not in `hosts` share one host. `outlive`: their state outlives their processes. `on_device`:
+    they compute on devices, whose memory is in `device_memory`. Raises PlanError unless there are workers, each once.
     """
 
     workers: tuple[int, ...]
@@ -48,6 +52,8 @@ class Fleet:
     hosts: Mapping[int, str] = field(default_factory=dict)
     site: Site = field(default_factory=Site)
     outlive: bool = False
+    on_device: bool = False
+    device_memory: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.workers)) < len(self.workers) or not self.workers:
@@ -69,6 +75,8 @@ class Fleet:
             hosts={member.worker: member.host for member in members},
             site=site,
             outlive=all(member.segment for member in members),
+            on_device=any(member.device != "cpu" for member in members),
+            device_memory={m.worker: int(SHARE * m.device_memory) for m in members if m.device_memory is not None},
         )
 
     @property
@@ -97,6 +105,19 @@ class Fleet:
         """Returns the same workers in this order."""
         return replace(self, workers=tuple(workers))
 
+    @property
+    def memory_alike(self) -> bool:
+        """Whether all workers have the same limits of memory, so that they can be exchanged."""
+        return len({(self.memory.get(worker), self.device_memory.get(worker)) for worker in self.workers}) == 1
+
     def least_memory(self, workers: Collection[int]) -> float:
         """Returns the least memory of these workers in bytes; infinite if none is limited."""
-        return min((self.memory[worker] for worker in workers if worker in self.memory), default=float("inf"))
+        return _least(self.memory, workers)
+
+    def least_device_memory(self, workers: Collection[int]) -> float:
+        """Returns the least device memory of these workers in bytes; infinite if none is limited."""
+        return _least(self.device_memory, workers)
+
+
+def _least(limits: Mapping[int, int], workers: Collection[int]) -> float:
+    return min((limits[worker] for worker in workers if worker in limits), default=float("inf"))

@@ -1,5 +1,8 @@
 """Bytes that a worker must hold as a member of a stage: the sum of the copies that `docs/design.md` lists.
 
+Where layers compute on a device, most of it lies in the device's memory; the host has the copies of the owned shards and what passes
+through it to and from links. Each is compared with its own limit.
+
 Everything but activations is spread evenly over the members, as in layouts. Activations are those of the micro-batches that 1F1B has in
 flight: S - s of them at stage s of S, and one more at stages other than the first if backwards are split. Source of this bound: Narayanan
 et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021).
@@ -22,7 +25,8 @@ from elastic.plan.workload import Workload
 class Need:
     """Bytes of one worker: the stage's parameters; optimizer states of what it owns, their copy from the step before, and an older one
     that is kept; replicas with their previous copies and updates; gradient sums, its own and received; activations in flight, with their
-    inputs."""
+    inputs. If it computes on a device, there are copies of two steps, and they and `staging` (what links receive before it is copied to the
+    device, and what they send) lie on the host, the rest on the device: also what an `update` makes of all owned parameters at once."""
 
     parameters: float
     states: float
@@ -31,15 +35,37 @@ class Need:
     replicas: float
     gradients: float
     activations: float
+    update: float = 0.0
+    staging: float = 0.0
+    on_device: bool = False
 
     @property
     def total(self) -> float:
-        copies = self.previous_copy + self.kept_copy + self.replicas
-        return self.parameters + self.states + copies + self.gradients + self.activations
+        """Bytes on the host and on the device."""
+        return sum(getattr(self, part) for part in _ON_DEVICE + _ON_HOST)
+
+    @property
+    def device_bytes(self) -> float:
+        """Bytes in the memory of the worker's device; 0 on the CPU."""
+        return sum(getattr(self, part) for part in _ON_DEVICE) if self.on_device else 0.0
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes in the memory of the worker's host."""
+        return sum(getattr(self, part) for part in _ON_HOST) if self.on_device else self.total
+
+    def described(self, *, on_device: bool) -> str:
+        """Names the parts that lie on the device, or on the host, with their sizes."""
+        parts = _PARTS if not self.on_device else _ON_DEVICE if on_device else _ON_HOST
+        return ", ".join(f"{readable(getattr(self, part))} {part.replace('_', ' ')}" for part in parts if getattr(self, part))
 
     def __str__(self) -> str:
-        parts = ("parameters", "states", "previous_copy", "kept_copy", "replicas", "gradients", "activations")
-        return ", ".join(f"{readable(getattr(self, part))} {part.replace('_', ' ')}" for part in parts if getattr(self, part))
+        return self.described(on_device=False)
+
+
+_ON_DEVICE = ("parameters", "states", "replicas", "gradients", "activations", "update")
+_ON_HOST = ("previous_copy", "kept_copy", "staging")
+_PARTS = ("parameters", "states", "previous_copy", "kept_copy", "replicas", "gradients", "activations")
 
 
 def need(
@@ -53,10 +79,12 @@ def need(
     replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
+    on_device: bool = False,
 ) -> Need:
     """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
 
-    If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector.
+    If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector; sums `on_device`
+    never outlive it.
     Its `replicas` of others' state are an even share of all replicas: a lower bound, which needs no other stages.
     """
     costs = [workload.layers[layer] for layer in layers]
@@ -65,14 +93,18 @@ def need(
     share = 1 / members
     in_flight = min(ahead + (split and layers.start > 0), grains * (workload.micro_batches // workload.grains))
     entering = workload.layers[layers.start - 1].output_bytes if layers.start else 0
+    received = parameters * share * max(1, members - 1)
     return Need(
         parameters=parameters,
         states=states * share,
-        previous_copy=(parameters + states) * share,
-        kept_copy=(parameters + states) * share if replicas and workers > 1 else 0.0,
+        previous_copy=(parameters + states) * share * (1 + on_device),
+        kept_copy=(parameters + states) * share if on_device or (replicas and workers > 1) else 0.0,
         replicas=replicas * copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
-        gradients=parameters * (subtrees(grains) + (outlive and grains > 1)) + parameters * share * max(1, members - 1),
+        gradients=parameters * (subtrees(grains) + (outlive and not on_device and grains > 1)) + received,
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
+        update=parameters * share if on_device else 0.0,  # torch's optimizers update tensors of a device together (foreach)
+        staging=(parameters + received + in_flight * entering if workers > 1 else 0.0) if on_device else 0.0,
+        on_device=on_device,
     )
 
 
@@ -84,6 +116,7 @@ def needs(
     replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
+    on_device: bool = False,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
@@ -95,7 +128,7 @@ def needs(
         for worker in stage.members:
             count = grains[worker]
             if count not in alike:
-                kept = {"replicas": replicas, "outlive": outlive, "split": split}
+                kept = {"replicas": replicas, "outlive": outlive, "split": split, "on_device": on_device}
                 mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, **kept)
                 alike[count] = replace(mean, replicas=max(mean.replicas, replicas * largest))
             found[worker] = alike[count]
@@ -115,27 +148,43 @@ def subtrees(grains: int) -> int:
 def shortfall(
     workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet, *, split: bool = False
 ) -> tuple[float, str]:
-    """Returns the bytes that the worker with the largest shortfall lacks, and a sentence about it; 0 and an empty sentence if all fit."""
+    """Returns the bytes that the worker with the largest shortfall lacks, of its host's memory or its device's, and a sentence about it;
+    0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
-    for worker, needed in (
-        needs(workload, stages, routes, replicas=fleet.replicas, outlive=fleet.outlive, split=split).items() if fleet.memory else ()
-    ):
-        lacking = needed.total - fleet.memory.get(worker, math.inf)
-        if lacking > worst:
-            number = next(number for number, stage in enumerate(stages) if worker in stage.members)
-            layers, worst = stages[number].layers, lacking
-            problem = (
-                f"stage {number} (layers {layers.start} to {layers.stop - 1}) needs {readable(needed.total)} on worker {worker}, which is "
-                f"{round(lacking)} bytes more than the {readable(fleet.memory[worker])} it has besides its process ({needed})"
-            )
+    if not fleet.memory and not fleet.on_device:
+        return worst, problem
+    for worker, needed in needs_in(workload, stages, routes, fleet, split=split).items():
+        for on_device, limits in ((False, fleet.memory), (True, fleet.device_memory)):
+            lacking = (needed.device_bytes if on_device else needed.host_bytes) - limits.get(worker, math.inf)
+            if lacking > worst:
+                worst, problem = lacking, _lacks(stages, worker, needed, limits[worker], on_device=on_device)
     return worst, problem
 
 
-def refuse(count: str, said: str) -> PlanError:
+def needs_in(
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet, *, split: bool = False
+) -> dict[int, Need]:
+    """Returns the need of every worker of a plan, with the copies that this fleet keeps."""
+    kept = {"replicas": fleet.replicas, "outlive": fleet.outlive, "split": split, "on_device": fleet.on_device}
+    return needs(workload, stages, routes, **kept)
+
+
+def _lacks(stages: Sequence[Stage], worker: int, needed: Need, limit: int, *, on_device: bool) -> str:
+    number = next(number for number, stage in enumerate(stages) if worker in stage.members)
+    layers, bytes_ = stages[number].layers, needed.device_bytes if on_device else needed.host_bytes
+    what, has = ("of device memory ", "may use of its device") if on_device else ("", "has besides its process")
+    return (
+        f"stage {number} (layers {layers.start} to {layers.stop - 1}) needs {readable(bytes_)} {what}on worker {worker}, which is "
+        f"{round(bytes_ - limit)} bytes more than the {readable(limit)} it {has} ({needed.described(on_device=on_device)})"
+    )
+
+
+def refuse(count: str, said: str, *, on_device: bool = False) -> PlanError:
     """Returns the error to raise if no plan fits."""
+    give = "Use devices with more memory, or fewer workers a device" if on_device else "Give workers more memory="
     return PlanError(
-        f"the model does not fit into memory in {count}. In the closest plan, {said}. Give workers more memory=, use more workers or "
-        "stages, smaller micro-batches, or checkpoint_activations=True"
+        f"the model does not fit into memory in {count}. In the closest plan, {said}. {give}, use more workers or stages, smaller "
+        "micro-batches, or checkpoint_activations=True"
     )
 
 

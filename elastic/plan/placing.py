@@ -34,7 +34,7 @@ def placed(stages: Sequence[Stage], workload: Workload, fleet: Fleet) -> tuple[S
         return None
     hosts = sorted({fleet.host(worker) for worker in fleet.workers})
     known = any(fleet.site.link(one, other).measured for one, other in combinations(hosts, 2))
-    if not known or not fleet.equal or len(set(fleet.memory.values())) > 1:
+    if not known or not fleet.equal or not fleet.memory_alike:
         return None
     from elastic.plan.placement import place  # agents of one host need not load this
 

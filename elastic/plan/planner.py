@@ -181,7 +181,7 @@ def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidat
     """Yields the candidate, and, if workers are equal, the candidate with workers exchanged so that less moves."""
     fleet, workload = costs.fleet, costs.workload
     yield new
-    if not fleet.equal or len(set(fleet.memory.values())) > 1:
+    if not fleet.equal or not fleet.memory_alike:
         return
     weights = [layer.parameter_bytes + round(workload.state_bytes_of(number)) for number, layer in enumerate(workload.layers)]
     near = assign(_plan(new, costs), old, weights)

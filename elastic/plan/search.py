@@ -65,10 +65,12 @@ def nameless(fleet: Fleet) -> Fleet:
     return Fleet(
         workers=tuple(range(len(places))),
         slowdowns={place: fleet.slowdown(worker) for worker, place in places.items()},
-        memory={place: fleet.memory[worker] for worker, place in places.items() if worker in fleet.memory},
+        memory={places[worker]: limit for worker, limit in fleet.memory.items() if worker in places},
         hosts={place: names[fleet.host(worker)] for worker, place in places.items()},
         site=fleet.site.renamed(names),
         outlive=fleet.outlive,
+        on_device=fleet.on_device,
+        device_memory={places[worker]: limit for worker, limit in fleet.device_memory.items() if worker in places},
     )
 
 
@@ -116,7 +118,7 @@ def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]
                 yield
         short += lacking
     if not found:
-        raise refuse(f"{stages} stages" if stages is not None else f"1 to {most} stages", min(short)[1])
+        raise refuse(f"{stages} stages" if stages is not None else f"1 to {most} stages", min(short)[1], on_device=fleet.on_device)
     return tuple(found)
 
 

@@ -23,6 +23,8 @@ _TINY = 1e-12
 
 
 StageParts = tuple[tuple[range, int], ...]
+Rows = list[list[float]]
+"""Bytes by first layer, and number of further layers."""
 
 
 def divide(workload: Workload, fleet: Fleet, stages: int) -> StageParts:
@@ -63,18 +65,28 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
     """Returns [first worker, one past the last, first layer] -> one past the last layer that fits, as the stage `ahead` from the end."""
     layers, workers = len(workload.layers), len(fleet.workers)
     found = np.zeros((workers + 1, workers + 1, layers + 1), dtype=np.int64)
-    needs: dict[int, list[list[float]]] = {}
+    needs: dict[int, tuple[Rows, Rows]] = {}
     for first in range(workers):
         for last in range(first + 1, workers + 1):
             count = last - first
             if count not in needs:
                 grains = -(-workload.grains // count)
-                kept = {"replicas": fleet.replicas, "outlive": fleet.outlive}
+                kept = {"replicas": fleet.replicas, "outlive": fleet.outlive, "on_device": fleet.on_device}
                 one = partial(need, workload, members=count, workers=workers, ahead=ahead, grains=grains, **kept)
-                needs[count] = [[one(layers=range(start, stop)).total for stop in range(start + 1, layers + 1)] for start in range(layers)]
-            memory = fleet.least_memory(fleet.workers[first:last])
-            found[first, last, :layers] = [start + bisect_right(row, memory) for start, row in enumerate(needs[count])]
+                rows = [[one(layers=range(start, stop)) for stop in range(start + 1, layers + 1)] for start in range(layers)]
+                on_host = [[each.host_bytes for each in row] for row in rows]
+                needs[count] = on_host, [[each.device_bytes for each in row] for row in rows] if fleet.on_device else []
+            on_host, on_device = needs[count]
+            reach = _within(on_host, fleet.least_memory(fleet.workers[first:last]))
+            if on_device:
+                reach = np.minimum(reach, _within(on_device, fleet.least_device_memory(fleet.workers[first:last])))
+            found[first, last, :layers] = reach
     return found
+
+
+def _within(needs: Rows, memory: float) -> np.ndarray:
+    """Returns, for each first layer, one past the last layer that fits."""
+    return np.array([start + bisect_right(row, memory) for start, row in enumerate(needs)], dtype=np.int64)
 
 
 def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fitting: Sequence[np.ndarray]) -> StageParts | None:

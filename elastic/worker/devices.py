@@ -41,7 +41,7 @@ def begin(kind: str, slot: int, per_device: int) -> str:
     found = _device(kind, slot, per_device)
     _compute_deterministically()
     try:
-        device.use(found)
+        device.use(found, per_device)
     except RuntimeError as error:
         raise SettingsError(f"{found} cannot be used on this host: {error}") from error
     return str(found)

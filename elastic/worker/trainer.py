@@ -272,9 +272,10 @@ class Trainer:
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "whole": host.anonymous_bytes(),
-            "base": max(0, host.anonymous_bytes() - self._model.built_bytes),
+            "base": max(0, host.anonymous_bytes() - (self._model.built_bytes if device.on_host() else 0)),
             "segment": self._job.segment is not None,
             "device": device.current().type,
+            "device_memory": device.usable_bytes(self._model.built_bytes),
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
             "settings": {
                 "batch_size": self.batch_size,

@@ -88,6 +88,15 @@ def test_a_broken_device_is_the_loss_of_its_worker(tmp_path: Path) -> None:
     assert [found["worker"] for found in result.incidents if found["kind"] == "death"] == [1]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_step_that_does_not_fit_the_devices_is_not_tried_for_ever(tmp_path: Path, workers: int) -> None:
+    """All workers run out of memory in the update, where no micro-batch is to blame."""
+    arguments = [str(tmp_path), STEPS, 2]
+    with pytest.raises(JobFailed, match="out of memory") as caught:
+        elastic.run(f"{MODULE}:full", args=arguments, device="fake", directory=tmp_path / "run", workers=workers, rebalance=False)
+    assert workers == 1 or "each time that step 2 was tried, workers ran out of memory" in str(caught.value)
+
+
 def refused(function: str, kind: type[Exception], *words: str, **options: Any) -> None:
     with pytest.raises(kind) as caught:
         elastic.run(f"{MODULE}:{function}", **{"workers": 1, "device": "fake", **options})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from elastic.memory import device
+from elastic.plan.memory import needs
 from elastic.worker.device_contents import DeviceContents
 from tests import fakedevice
 from tests.recovery import outliving
@@ -34,6 +35,19 @@ def broken(job: Any, folder: str, steps: int, breaks: dict[str, int]) -> Any:
         enter(phase, step, micro_batch)
         if phase == "forward" and breaks.get(str(job.worker)) == step:
             fakedevice.fail(torch.device(job.device).index, "uncorrectable ECC error")
+
+    job.enter = entered
+    return outliving.train(job, folder, "adamw", steps, {})
+
+
+def full(job: Any, folder: str, steps: int, step: int) -> Any:
+    """Each worker's device has no memory left when it applies this step."""
+    enter = job.enter
+
+    def entered(phase: str, at: int, micro_batch: int = -1) -> None:
+        enter(phase, at, micro_batch)
+        if phase == "apply" and at == step:
+            torch.empty(1 << 40, dtype=torch.uint8, device=job.device)
 
     job.enter = entered
     return outliving.train(job, folder, "adamw", steps, {})
@@ -95,6 +109,60 @@ def waits(job: Any, steps: int) -> Any:
     each = [report.copy_wait_s for report in trainer.run(steps)]
     found = trainer.statistics()
     return None if found is None else [each, found[0]["copy_wait_s"]]
+
+
+def wide(job: Any) -> list[int]:
+    """Trains layers whose parameters are large beside their activations, and returns the number of layers of each stage."""
+    trainer = _wide()
+    list(trainer.run(2))
+    return [len(stage.layers) for stage in trainer._engine.view.plan.stages]
+
+
+def _wide() -> Any:
+    from elastic import Trainer
+
+    layers = [torch.nn.Linear(512, 512, bias=False) for _ in range(6)]
+    return Trainer(layers, _mean, models.adamw, _Wide(), batch_size=32, micro_batch_size=4)
+
+
+class _Wide(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((512,), index / 64)
+
+
+def _mean(output: torch.Tensor, batch: Any) -> torch.Tensor:
+    return output.square().mean()
+
+
+def _peak(job: Any) -> dict[str, float]:
+    """What three steps hold at most on the device, and in copies on the host; and what the planner predicts, but for replicas, which it
+    predicts for whoever keeps most."""
+    device.use(torch.device("fake", job.worker))
+    torch.manual_seed(0)
+    trainer = _wide()
+    list(trainer.run(1))
+    fakedevice.extension.reset_peak(job.worker)
+    list(trainer.run(3))
+    view, found = trainer._engine.view, trainer._own_statistics()
+    predicted = needs(view.workload, view.plan.stages, view.plan.routes, on_device=True)[job.worker]
+    replicas = found["replica_bytes"] + found["replica_update_bytes"]
+    return {
+        "peak": fakedevice.extension.memory(job.worker)[2],
+        "predicted": predicted.device_bytes - predicted.replicas + replicas,
+        "replicas": replicas,
+        "predicted_replicas": predicted.replicas,
+        "copies": found["previous_bytes"],
+        "predicted_copies": predicted.previous_copy + predicted.kept_copy,
+    }
+
+
+def peaks() -> None:
+    """Prints what each worker of the layout in argv holds at most, see `_peak`."""
+    workers, stages = map(int, sys.argv[1].split("x"))
+    print(json.dumps(harness.run(_peak, workers=workers, stages=stages)))
 
 
 def _built(job: Any, *layers: torch.nn.Module) -> Any:

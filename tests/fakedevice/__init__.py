@@ -91,6 +91,22 @@ class _Module(ModuleType):
         return total - used, total
 
     @staticmethod
+    def memory_allocated(device: Any = None) -> int:
+        _, used, _ = extension.memory(extension.current_device() if device is None else torch.device(device).index)
+        return used
+
+    memory_reserved = memory_allocated
+
+    @staticmethod
+    def max_memory_allocated(device: Any = None) -> int:
+        _, _, peak = extension.memory(extension.current_device() if device is None else torch.device(device).index)
+        return peak
+
+    @staticmethod
+    def reset_peak_memory_stats(device: Any = None) -> None:
+        extension.reset_peak(extension.current_device() if device is None else torch.device(device).index)
+
+    @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

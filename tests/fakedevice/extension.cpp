@@ -76,6 +76,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     auto& arena = fake::device(index).arena;
     return std::make_tuple(arena.total(), arena.used(), arena.peak);
   });
+  m.def("reset_peak", [](int index) {
+    auto& arena = fake::device(index).arena;
+    arena.peak = arena.used();
+  });
   m.def("pin", [](uintptr_t address, size_t bytes) { fake::pin(reinterpret_cast<char*>(address), bytes); });
   m.def("unpin", [](uintptr_t address) { fake::unpin(reinterpret_cast<char*>(address)); });
   m.def("late_copies", [] { return fake::machine().late_copies; });

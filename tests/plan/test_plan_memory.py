@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,14 @@ from plan_strategies import few, fleet
 
 from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
-from elastic.plan.memory import need, needs, readable, shortfall, subtrees
+from elastic.plan.memory import need, needs, needs_in, readable, shortfall, subtrees
 from elastic.plan.plan import Stage
-from elastic.plan.planner import fastest, staying
+from elastic.plan.planner import fastest, plan, staying
+from elastic.plan.search import nameless
 from elastic.plan.site import Site
 from elastic.plan.uneven import divide_within
 from elastic.plan.workload import LayerCost, Workload
+from elastic.view import Member
 
 BIG = LayerCost(forward_s=0.01, backward_s=0.02, parameters=1_000_000, activation_bytes=100_000, output_bytes=10_000)
 
@@ -68,6 +71,70 @@ def test_a_plan_must_fit_with_all_its_copies(copies: int):
     if copies < 3:
         with pytest.raises(PlanError, match="does not fit into memory"):
             fastest(of_hosts("abc", copies + 1, needed), workload(), 1)
+
+
+def test_on_a_device_copies_and_staging_lie_on_the_host():
+    """Two copies and one that is kept or saved; sums of gradients do not outlive the process, and are added to in place."""
+    host, found = (need(workload(), range(2, 4), 2, 4, 2, 4, outlive=True, on_device=on_device) for on_device in (False, True))
+    assert (host.host_bytes, host.device_bytes, host.staging) == (host.total, 0.0, 0.0)
+    assert host.gradients - found.gradients == 2 * 4e6
+    assert found.device_bytes == found.parameters + found.states + found.replicas + found.gradients + found.activations + 2 * 4e6 / 2
+    assert found.host_bytes == 3 * 2 * 12e6 / 2 + found.staging
+    assert found.staging == 2 * 4e6 * (1 + 1 / 2) + 2 * 10_000
+    assert found.total == found.host_bytes + found.device_bytes
+    assert need(workload(), range(6), 1, 1, 1, 8, on_device=True).staging == 0
+    assert found.described(on_device=False) == "24 MB previous copy, 12 MB kept copy, 12 MB staging"
+
+
+def on_devices(workers: int, limit: int | None, host: int | None = None, **more: Any) -> Fleet:
+    limits = ({} if bytes_ is None else dict.fromkeys(range(workers), bytes_) for bytes_ in (host, limit))
+    return fleet(range(workers), memory=next(limits), device_memory=next(limits), on_device=True, outlive=True, **more)
+
+
+def test_a_plan_that_fits_the_devices_is_chosen_over_a_faster_one():
+    whole = fastest(on_devices(2, None), workload())
+    assert len(whole.stages) == 1
+    half = [Stage(layers=range(3), members=(0,)), Stage(layers=range(3, 6), members=(1,))]
+    tight = round(max(each.device_bytes for each in needs_in(workload(), half, [(0,) * 8, (1,) * 8], on_devices(2, None)).values())) + 1
+    found = fastest(on_devices(2, tight), workload())
+    assert len(found.stages) == 2
+    assert found.step_s >= whole.step_s
+    assert len(fastest(on_devices(2, None, host=10 * tight), workload()).stages) == 1
+    with pytest.raises(
+        PlanError, match=r"needs [\d.]+ MB of device memory on worker \d, which is \d+ bytes more than .* use of its device"
+    ):
+        fastest(on_devices(2, tight - 2), workload())
+
+
+def test_memory_of_the_host_limits_workers_on_devices_too():
+    with pytest.raises(PlanError, match=r"bytes more than the 20 MB it has besides its process \(\d+ MB previous copy, [^(]* staging\)"):
+        fastest(on_devices(2, 1 << 40, host=20_000_000), workload())
+
+
+def test_a_small_device_gets_fewer_layers():
+    uneven = [Stage(layers=range(4), members=(0,)), Stage(layers=range(4, 6), members=(1,))]
+    tight = round(needs(workload(), uneven, [(0,) * 8, (1,) * 8], replicas=0, outlive=True, on_device=True)[1].device_bytes) + 1
+    small = fleet(range(2), device_memory={1: tight}, on_device=True, outlive=True)
+    assert [len(stage.layers) for stage in fastest(small, workload(), 2).stages] == [4, 2]
+    assert not small.memory_alike
+    assert nameless(small).device_memory == small.device_memory
+    assert nameless(small).on_device
+
+
+def test_layers_do_not_stay_where_the_device_has_no_room():
+    before = fastest(on_devices(3, None), workload(), 1)
+    assert len(plan(on_devices(2, None), workload(), before).plan.stages) == 1
+    half = [Stage(layers=range(3), members=(0,)), Stage(layers=range(3, 6), members=(1,))]
+    tight = round(max(each.device_bytes for each in needs_in(workload(), half, [(0,) * 8, (1,) * 8], on_devices(2, None)).values())) + 1
+    assert len(plan(on_devices(2, tight), workload(), before).plan.stages) == 2
+
+
+def test_a_fleet_knows_the_devices_of_its_members():
+    members = [Member(worker=number, host="a", address="", device="cuda", device_memory=limit) for number, limit in enumerate((1000, None))]
+    found = Fleet.of([Member.from_json(member.to_json()) for member in members], Site())
+    assert found.on_device
+    assert found.device_memory == {0: 900}
+    assert not Fleet.of([Member(worker=0, host="a", address="")], Site()).on_device
 
 
 def test_a_model_that_fits_nowhere_says_where_and_by_how_much():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elastic
-from elastic.control.input_blame import DEATHS, MicroBatchLoss, blamed
+from elastic.control.input_blame import DEATHS, MicroBatchLoss, blamed, does_not_fit
 
 FATAL = MicroBatchLoss(worker=1, epoch=1, step=12, micro_batch=3, layers=(0, 1), own=True, host="a")
 THREE = [FATAL, replace(FATAL, worker=4, epoch=2, layers=(0,)), replace(FATAL, worker=2, epoch=3, layers=(0, 1, 2))]
@@ -61,6 +61,26 @@ def test_a_host_that_kills_is_no_input() -> None:
     several = [replace(loss, elsewhere=True) for loss in THREE]
     assert blamed(several) is None
     assert blamed([*several[:2], replace(several[2], host="b")]) is not None
+
+
+FULL = MicroBatchLoss(worker=1, epoch=1, step=7, own=True, no_memory=True)
+
+
+def test_a_step_that_runs_out_of_memory_each_time_does_not_fit() -> None:
+    """In an update, say, where no micro-batch is computed; all workers of a view may run out of memory at once."""
+    pairs = [replace(FULL, worker=2 * epoch + each, epoch=epoch) for epoch in (1, 2, 3) for each in (0, 1)]
+    assert does_not_fit(pairs[:4]) is None
+    said = does_not_fit(pairs[:5])
+    assert said is not None
+    assert "each time that step 7 was tried, workers ran out of memory (2, 3, 4, 5, 6)" in said
+    assert blamed(pairs) is None
+
+
+@pytest.mark.parametrize("other", [{"step": 8}, {"step": None}, {"no_memory": False}])
+def test_a_loss_of_another_kind_is_no_lack_of_memory(other: dict[str, object]) -> None:
+    losses = [replace(FULL, worker=epoch, epoch=epoch) for epoch in (1, 2, 3)]
+    assert does_not_fit(losses) is not None
+    assert does_not_fit([*losses[:2], replace(losses[2], **other)]) is None  # pyright: ignore[reportArgumentType]
 
 
 @given(seed=st.integers(0, 2**32))
