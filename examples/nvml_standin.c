@@ -25,8 +25,9 @@
 #define CLOCKS 128
 #define PROCESSES 16
 #define SWEPT 16
+#define XIDS 8
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, SMALL = 7, NO_DRIVER = 9, LOST = 15 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, SMALL = 7, NO_DRIVER = 9, TIMEOUT = 10, LOST = 15 };
 enum { GRAPHICS = 0, SM = 1, MEMORY = 2 };
 enum { REASON_IDLE = 0x1, REASON_SETTING = 0x2, REASON_POWER_CAP = 0x4, REASON_THERMAL = 0x20 };
 enum { ANYBODY = 0, NOBODY = 1, ROOT = 2 };
@@ -39,6 +40,7 @@ struct gpu {
     uint32_t application_mhz, idle_mhz, locked_min, locked_max, memory_locked_min, memory_locked_max, thermal_mhz, power_limit_mw;
     uint32_t may_set, fails, mig, power_reads, energy_reads, counter_bits, process_count, processes[PROCESSES];
     uint32_t switch_ms, sets, resets, works, boosts; /* boosts: it runs above its application clock, as many GPUs do */
+    uint32_t no_ecc, no_xids, ecc_corrected, ecc_uncorrected, retired[2], remapped, xid_count, xids[XIDS];
     double idle_w, static_w, dynamic_w, busy_until, accrued_at, energy_j, frozen_w, slower;
     double sweep_mhz[SWEPT], sweep_stretch[SWEPT], sweep_w[SWEPT]; /* by descending clock; 0 MHz ends them; stretch: multiples of T */
 };
@@ -332,6 +334,58 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struc
 }
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) { FIND(handle); *current = *pending = gpu->mig; return OK; }
+
+int nvmlDeviceGetTotalEccErrors(void *handle, unsigned kind, unsigned since, unsigned long long *count) {
+    FIND(handle);
+    if (gpu->no_ecc || since != 0) return NOT_SUPPORTED;
+    *count = kind ? gpu->ecc_uncorrected : gpu->ecc_corrected;
+    return OK;
+}
+
+int nvmlDeviceGetRetiredPages(void *handle, unsigned cause, unsigned *count, unsigned long long *pages) {
+    FIND(handle);
+    if (gpu->no_ecc || cause > 1) return NOT_SUPPORTED;
+    unsigned there = gpu->retired[cause];
+    if (pages == NULL || *count < there) { *count = there; return there ? SMALL : OK; }
+    for (unsigned at = 0; at < there; at++) pages[at] = at << 16;
+    *count = there;
+    return OK;
+}
+
+int nvmlDeviceGetRemappedRows(void *handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+    FIND(handle);
+    if (gpu->no_ecc) return NOT_SUPPORTED;
+    *corrected = 0, *uncorrected = gpu->remapped, *pending = *failed = 0;
+    return OK;
+}
+
+/* A set of events: for each GPU, one more than the number of its events that were taken; 0 if it does not belong to the set. */
+struct events { uint32_t next[GPUS]; };
+struct event { void *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; };
+
+int nvmlEventSetCreate(struct events **set) { return (*set = calloc(1, sizeof **set)) ? OK : NO_PERMISSION; }
+
+int nvmlEventSetFree(struct events *set) { free(set); return OK; }
+
+int nvmlDeviceRegisterEvents(void *handle, unsigned long long types, struct events *set) {
+    FIND(handle);
+    if (gpu->no_xids || types != 8) return NOT_SUPPORTED;
+    set->next[gpu - state->gpus] = gpu->xid_count + 1;
+    return OK;
+}
+
+int nvmlEventSetWait_v2(struct events *set, struct event *event, unsigned timeout_ms) {
+    int code = attached();
+    if (code != OK) return code;
+    (void)timeout_ms;
+    for (unsigned at = 0; at < state->count; at++) {
+        struct gpu *gpu = &state->gpus[at];
+        if (!set->next[at] || set->next[at] > gpu->xid_count) continue;
+        *event = (struct event){(void *)(uintptr_t)(at + 1), 8, gpu->xids[(set->next[at]++ - 1) % XIDS], ~0u, ~0u};
+        return OK;
+    }
+    return TIMEOUT;
+}
 
 /* Begins work that takes `seconds` at the highest clock, of which the share `beta` depends on the clock (a GPU with a sweep has that of the
    sweep). Returns the monotonic time at which it ends, or -1 if there is no such GPU. */

@@ -26,7 +26,7 @@ STATE = "NVML_STANDIN"
 ROOT = "NVML_STANDIN_ROOT"
 """The environment variable that makes a process privileged, for GPUs whose clocks only root may set."""
 
-_GPUS, _CLOCKS, _PROCESSES, _SWEPT, _MAGIC = 16, 128, 16, 16, 0x6E766D6C
+_GPUS, _CLOCKS, _PROCESSES, _SWEPT, _XIDS, _MAGIC = 16, 128, 16, 16, 8, 0x6E766D6C
 
 ANYBODY, NOBODY, ONLY_ROOT = range(3)
 WELL, NEGATIVE, FROZEN, NOTHING = range(4)
@@ -62,6 +62,11 @@ class _Gpu(ctypes.Structure):
         ),
         ("processes", ctypes.c_uint32 * _PROCESSES),
         *((name, ctypes.c_uint32) for name in ("switch_ms", "sets", "resets", "works", "boosts")),
+        *((name, ctypes.c_uint32) for name in ("no_ecc", "no_xids", "ecc_corrected", "ecc_uncorrected")),
+        ("retired", ctypes.c_uint32 * 2),
+        ("remapped", ctypes.c_uint32),
+        ("xid_count", ctypes.c_uint32),
+        ("xids", ctypes.c_uint32 * _XIDS),
         *(
             (name, ctypes.c_double)
             for name in ("idle_w", "static_w", "dynamic_w", "busy_until", "accrued_at", "energy_j", "frozen_w", "slower")
@@ -163,6 +168,12 @@ class StandIn:
     def locked(self) -> list[int]:
         """The clock to which each GPU is locked in MHz, 0 if it is not."""
         return [gpu.locked_max for gpu in self.gpus]
+
+    def xid(self, index: int, number: int) -> None:
+        """Lets the driver tell an Xid event of a GPU."""
+        gpu = self.gpus[index]
+        gpu.xids[gpu.xid_count % _XIDS] = number
+        gpu.xid_count += 1
 
     def environment(self, library: Path) -> dict[str, str]:
         """Returns the variables with which a process finds these GPUs; without them it finds the machine's own driver, if any."""

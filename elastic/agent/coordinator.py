@@ -561,6 +561,7 @@ class Coordinator:
             committed=self._committed,
             incident=self.record.incident,
             clocking=(lambda: None) if self._power is None else self._power.clocking,
+            gpu=(lambda _: None) if self._power is None else self._power.health,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
             compute=self._background.run,
             refuse=self.refuse,

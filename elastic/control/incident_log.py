@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from elastic.control.carrier import Death
@@ -137,6 +138,8 @@ class IncidentLog:
     def _conclude(self, timeline: Timeline) -> None:
         self._timeline = None
         found = timeline.incident()
+        lost = () if found.worker is None or found.kind not in ("death", "eviction") else (found.worker, *found.also)
+        found = replace(found, gpus=tuple(each for worker in lost if (each := self._world.gpu(worker)) is not None))
         self.incidents.append(found.to_json())
         self._world.carrier.log(found)
         self._world.incident(found)

@@ -14,6 +14,7 @@ from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
+from elastic.observe.gpu_health import GpuHealth
 from elastic.observe.incident import Incident
 from elastic.plan.clock_change import Clocking
 from elastic.plan.planner import Answers
@@ -114,8 +115,8 @@ class World:
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
     returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of the GPUs'
-    clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result. `refuse` goes on without a
-    host, for a reason; it returns whether it can.
+    clocks, if they may be set; `gpu` what the GPU of a lost worker has counted, None if that is not known yet. `compute` makes what takes
+    long, in a thread, and gives the loop the result. `refuse` goes on without a host, for a reason; it returns whether it can.
     """
 
     carrier: Carrier
@@ -132,6 +133,7 @@ class World:
     committed: Callable[[View], None] = _ignore
     incident: Callable[[Incident], None] = _ignore
     clocking: Callable[[], Clocking | None] = _nothing
+    gpu: Callable[[int], GpuHealth | None] = _ignore
     several: bool = False
     deposed: Callable[[str], None] = _ignore
     compute: Callable[[Callable[[], Any], Callable[[Any], None]], None] = _at_once

@@ -11,6 +11,7 @@ from typing import Any
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
 from elastic.observe.finding import Finding
+from elastic.observe.gpu_health import GpuHealth
 from elastic.observe.json_lines import append_lines, read_lines
 
 KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
@@ -51,6 +52,7 @@ class Incident:
     planned: the predicted cost of the plan, and of the alternative that leaves the layers in place.
     findings: what was wrong in memory: where, by which digests, and since when. went_back_to: the step after which all workers took steps
     again that loops had been given, since copies of the state differed.
+    gpus: what the GPUs of the lost workers have counted, as far as it was read by the end of the incident.
     samples_lost: samples that no committed step has used. bytes_moved: as counted; of these,
     bytes_copied were copied from segments of the same host, without a link. bytes_minimum: the least that an oracle computes.
     """
@@ -90,6 +92,7 @@ class Incident:
     planned: str | None = None
     findings: tuple[Finding, ...] = ()
     went_back_to: int | None = None
+    gpus: tuple[GpuHealth, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -102,14 +105,16 @@ class Incident:
         data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         findings = [each.to_json() for each in self.findings]
         lists = {name: list(data[name]) for name in _TUPLES}
-        return {**data, **lists, "phases_ms": dict(self.phases_ms), "findings": findings}
+        gpus = [each.to_json() for each in self.gpus]
+        return {**data, **lists, "phases_ms": dict(self.phases_ms), "findings": findings, "gpus": gpus}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Incident:
         """The inverse of `to_json`."""
         known = dict(data)
         findings = tuple(map(Finding.from_json, known.get("findings", ())))
-        return cls(**{**known, **{name: tuple(known[name]) for name in _TUPLES}, "findings": findings})
+        gpus = tuple(map(GpuHealth.from_json, known.get("gpus", ())))
+        return cls(**{**known, **{name: tuple(known[name]) for name in _TUPLES}, "findings": findings, "gpus": gpus})
 
 
 def append(path: Path | str, incident: Incident) -> None:
@@ -135,7 +140,8 @@ def timeline(incident: Incident) -> str:
       running again after 61 ms; lost 0.2 s of step 8, no sample lost, stalled 243 ms
     """
     planned = f"planned: {incident.planned}" if incident.planned else ""
-    lines = [_headline(incident), _phases(incident), _changes(incident), planned, _outcome(incident)]
+    gpus = [str(each) for each in incident.gpus if each.notable]
+    lines = [_headline(incident), *gpus, _phases(incident), _changes(incident), planned, _outcome(incident)]
     return "\n  ".join(line for line in lines if line)
 
 

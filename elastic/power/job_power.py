@@ -16,12 +16,14 @@ from pathlib import Path
 
 from elastic.errors import PowerError
 from elastic.host.channel import Message
+from elastic.observe.gpu_health import GpuHealth
 from elastic.plan.clock_change import Clocking
 from elastic.plan.clocks import Clocked, Mode
 from elastic.power import energy_file
 from elastic.power.clocks import Clocks
 from elastic.power.conditions import Condition
 from elastic.power.cycle import Cycle, GpuFacts, Orders
+from elastic.power.gpu_faults import GpuFaults
 from elastic.power.meter import Meter
 from elastic.power.nvml import THROTTLES, Gpu, Nvml
 from elastic.power.windows import Report
@@ -68,6 +70,7 @@ class JobPower:
         self._nvml: Nvml | None = None
         self._clocks: Clocks | None = None
         self._devices: dict[int, _Device] = {}
+        self._faults = GpuFaults()
         self._efforts: dict[int, _Effort] = {}
         self._tokens = 0
         self._frontier: tuple[Clocked, ...] = ()
@@ -113,6 +116,10 @@ class JobPower:
         """Returns the mode and the known clocks, for the next plan; None if no clock may be set, or none is known."""
         return self._clocking
 
+    def health(self, worker: int) -> GpuHealth | None:
+        """Returns what the GPU of a lost worker has counted; None if it is not read yet. Never waits."""
+        return self._faults.of(worker)
+
     def close(self) -> None:
         """Restores all clocks, and ends the thread."""
         if self._thread is not None:
@@ -145,6 +152,7 @@ class JobPower:
         finally:
             self._clocking = None
             self._restore()
+            self._faults.close()
             if self._nvml is not None:
                 self._nvml.close()
 
@@ -164,6 +172,7 @@ class JobPower:
         assert self._nvml is not None
         try:
             gpu = self._nvml.gpu(uuid)
+            self._faults.begin(worker, gpu)
             facts = GpuFacts(uuid=uuid, clocks=gpu.supported(), usual_mhz=gpu.usual_mhz(), idle_w=_idle_w(gpu))
         except PowerError as error:
             self._say(f"worker {worker}: {error}; the energy of the job is not known")
@@ -182,6 +191,7 @@ class JobPower:
 
     def _forget(self, worker: int) -> None:
         """Restores the clock of a worker that has ended; the one that takes its GPU over gets one with its view."""
+        self._faults.end(worker)
         self.cycle.forget(worker)
         device = self._devices.pop(worker, None)
         if device is not None and self._clocks is not None:
@@ -260,7 +270,8 @@ class JobPower:
             self.cycle.throttled(worker, now_mhz, time.monotonic())
 
     def _look(self) -> None:
-        """Reads GPUs without a counter, and replaces a guardian that has died."""
+        """Reads GPUs without a counter, takes Xid events, and replaces a guardian that has died."""
+        self._faults.look()
         for worker, device in list(self._devices.items()):
             if not device.counts:
                 self._read(worker)

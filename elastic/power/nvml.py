@@ -168,6 +168,25 @@ class Gpu:
             bits = self._call("its throttling cannot be read", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return frozenset(name for bit, name in _REASONS.items() if bits & bit)
 
+    def ecc_errors(self, *, uncorrected: bool) -> int:
+        """Returns the errors of its memory since the driver was loaded."""
+        kind = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED if uncorrected else pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED
+        return self._call("its ECC errors cannot be read", pynvml.nvmlDeviceGetTotalEccErrors, kind, pynvml.NVML_VOLATILE_ECC)
+
+    def retired_pages(self) -> int:
+        """Returns how many pages of its memory are out of use, for errors of either kind."""
+        causes = (pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS, pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR)
+        return sum(len(self._call("its retired pages cannot be read", pynvml.nvmlDeviceGetRetiredPages, cause)) for cause in causes)
+
+    def remapped_rows(self) -> int:
+        """Returns how many rows of its memory are replaced by spare ones, for errors of either kind."""
+        corrected, uncorrected, *_ = self._call("its remapped rows cannot be read", pynvml.nvmlDeviceGetRemappedRows)
+        return corrected + uncorrected
+
+    def watch_xids(self, events: Any) -> None:
+        """Adds its Xid events to a set of events."""
+        self._call("its Xid events cannot be watched", pynvml.nvmlDeviceRegisterEvents, pynvml.nvmlEventTypeXidCriticalError, events)
+
     def processes(self) -> Sequence[int]:
         """Returns the processes that compute on it, as far as the driver shows them: in a container it may show none."""
         return [each.pid for each in self._call("its processes cannot be read", pynvml.nvmlDeviceGetComputeRunningProcesses)]
