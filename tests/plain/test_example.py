@@ -45,6 +45,7 @@ def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
         ("finetune", *_LANGUAGE),
         ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
         ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
+        ("accelerated", "epoch 9: accuracy 0.9", ("accelerate",)),
     ],
 )
 def test_two_killed_workers_change_nothing(
@@ -62,7 +63,14 @@ def test_two_killed_workers_change_nothing(
 
 @pytest.mark.parametrize(
     ("document", "place", "name"),
-    [("dropin", 1, "plain"), ("dropin", 2, "gan"), ("dropin", 3, "finetune"), ("dropin", 4, "lora"), ("frameworks", 1, "hf_trainer")],
+    [
+        ("dropin", 1, "plain"),
+        ("dropin", 2, "gan"),
+        ("dropin", 3, "finetune"),
+        ("dropin", 4, "lora"),
+        ("frameworks", 1, "hf_trainer"),
+        ("frameworks", 2, "accelerated"),
+    ],
 )
 def test_the_docs_show_what_differs_from_the_plain_script(document: str, place: int, name: str) -> None:
     plain, ours = ((ROOT / "examples" / f"{each}.py").read_text().splitlines()[1:] for each in (f"{name}_torch", name))
