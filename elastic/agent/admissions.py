@@ -57,6 +57,7 @@ class Admissions:
     ) -> None:
         self._probes = probes
         self._agents: dict[AgentLink, tuple[str, Address]] = {}  # of the hosts that are welcome, and where they can be dialled
+        self._early: list[tuple[AgentLink, Message]] = []  # greetings of hosts that know nothing of the job, before it goes on
         self._unchecked: list[tuple[AgentLink, str, Message]] = []  # what hosts offer before it is known how this host computes
         self._computed: dict[str, Any] | None = None
         self._loop, self._start, self._sharing, self._coordinator = loop, start, sharing, coordinator
@@ -87,6 +88,10 @@ class Admissions:
         held, self._held = self._held, []
         for host, message in held:
             self._report(host, message)
+        early, self._early = self._early, []
+        for link, message in early:
+            if not link.closed:
+                self._hello(link, message)
 
     def close(self, outcome: Message) -> None:
         """Tells the other agents how the job has ended, unless it goes on without this agent."""
@@ -136,7 +141,9 @@ class Admissions:
             return
         settings = self._start.settings
         reason = refusal(settings, message, self._script)
-        if reason is None:
+        if reason is None and self._taking_over and not message["knows"]:
+            self._early.append((link, message))  # it brings nothing, and there are no facts of the job yet that it could be told
+        elif reason is None:
             link.heard = lambda following: self._ready(link, message["name"], following)
             others = {name: address for name, address in self.agents.items() if name != message["name"]}
             self._agents[link] = message["name"], message["address"]
@@ -291,13 +298,14 @@ def script_digest(train_fn: str) -> str | None:
     return file_digest(place) if place.endswith(".py") or "/" in place else None
 
 
-def hello(start: Start, name: str, address: Address) -> Message:
-    """Returns an agent's first message to the coordinator; others can dial it at `address`."""
+def hello(start: Start, name: str, address: Address, *, knows: bool) -> Message:
+    """Returns an agent's first message to the coordinator; others can dial it at `address`. `knows`: it knows the job from before."""
     sharing = start.sharing
     return {
         "type": "hello",
         "name": name,
         "address": address,
+        "knows": knows,
         "version": VERSION,
         "isa": best_isa(),
         "target": name_in(start.settings.train_fn),

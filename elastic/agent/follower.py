@@ -241,7 +241,7 @@ class Follower:
     def _connected(self, stream: Stream) -> None:
         self._vain = None
         self._link = AgentLink(self._loop, stream, heard=self._hear, lost=self._lost)
-        self._link.send(hello(self._start, self._name, self._probes.address))
+        self._link.send(hello(self._start, self._name, self._probes.address, knows=self.job is not None))
 
     def _lost(self, why: str) -> None:
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at

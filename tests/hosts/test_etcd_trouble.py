@@ -336,6 +336,32 @@ def test_a_host_whose_coordinator_and_etcd_do_not_come_back_says_what_to_do(plac
 
 
 @pytest.mark.long
+def test_a_host_that_comes_while_the_job_is_taken_over_can_take_it_over_itself(place: tuple[Path, ExitStack]) -> None:
+    """The takeover waits for the third host, whose agent stands still, until its lease is over: it was renewed a second longer than that of
+    the first host's agent. Meanwhile the first host has a new agent."""
+    folder, stack = place
+    folder.mkdir()
+    etcd = stack.enter_context(etcd_cluster(folder / "etcd"))
+    job = Job(stack.enter_context(cluster(folder, etcd.addresses)), {"copies": 3})
+    first = job.host(hosts_min=3)
+    first.until("waiting for 2 more hosts")
+    second, third = job.host(), job.host()
+    job.advance(5)
+    job.kill_agent(first)
+    time.sleep(1.0)
+    os.kill(json.loads((third.directory / "members.json").read_text())["agent"], signal.SIGSTOP)
+    second.until("coordinates the job now")
+    job.hosts.remove(third)
+    wait_for(lambda: len(job.members(first)) == len(job.members(second)) == 2, *job.hosts)
+    job.advance(5)
+    job.kill_agent(second)
+    job.advance(5)
+    assert "coordinates the job now" in first.said
+    wait_for(lambda: all(len(job.members(host)) == 2 for host in job.hosts), *job.hosts)
+    job.ends()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(10))
 def test_any_sequence_of_troubles_and_losses(place: tuple[Path, ExitStack], seed: int) -> None:
     """Each trouble lasts some seconds, in which a worker or an agent may be killed; when it is over, all hosts have members again."""
