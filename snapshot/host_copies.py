@@ -51,8 +51,11 @@ class HostCopies(PreviousCopies):
             self._told.overwrites_copy(step)
         shards = self._updater.shards
         scalars = {key: self._updater.scalars(shard) for key, shard in shards.items()}  # some lie on the device: not on the side stream
+        began = time.perf_counter()
         with self._side.after_computation():
             copies = [held(self._copied(buffer, key), step, "previous", scalars[key]) for key in shards]
+        if self._pinned.refused:  # the copies were made in the call
+            self.waited_s += time.perf_counter() - began
         self._ahead_step, self._ahead_held, self._over = step, copies, False
 
     def first(self, step: int) -> list[Held]:

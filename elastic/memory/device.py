@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,23 @@ def pin(memory: np.ndarray) -> bool:
     """Pins host memory that is mapped already, such as a segment's; returns False if that is refused. It stays pinned until `unpin`."""
     if _device.type == "cuda":
         runtime: Any = torch.cuda.cudart()
-        return int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0
+        done = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0
+        return done or _forget_error()
     pins = getattr(module(_device), "pin", None)
     if pins is None:
         return False
-    pins(memory.ctypes.data, memory.nbytes)
+    try:
+        pins(memory.ctypes.data, memory.nbytes)
+    except RuntimeError:
+        return False
     return True
+
+
+def _forget_error() -> bool:
+    """Takes a refusal from CUDA's last error, which the next launch of a kernel would raise otherwise. Returns False."""
+    with suppress(RuntimeError):
+        torch.ones(1, device=_device)
+    return False
 
 
 def unpin(address: int) -> None:

@@ -17,6 +17,8 @@ class PinnedMemory:
 
     def __init__(self) -> None:
         self._pinned: list[torch.Tensor] = []
+        self.refused = False
+        """Whether copies to some of the memory block, since it could not be pinned."""
 
     def lasting(self, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """Allocates a flat tensor of zeros.
@@ -27,14 +29,20 @@ class PinnedMemory:
         memory = host_lasting(elements, dtype)
         if elements and device.pin(bytes_of(memory)):
             self._pinned.append(memory)
-        elif elements and not PinnedMemory._warned:
+        elif elements:
+            self.refused = True
+            self._warn()
+        return memory
+
+    @staticmethod
+    def _warn() -> None:
+        if not PinnedMemory._warned:
             PinnedMemory._warned = True
             warnings.warn(
                 "this system refuses to pin memory (raise `ulimit -l`): copies of the state from the device block the training instead of "
                 "being made while the next step computes",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return memory
 
     def release(self) -> None:
         """Unpins all memory. No copy to it may be under way."""

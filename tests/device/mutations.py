@@ -1,4 +1,7 @@
-"""Defects of the runtime that a device which is not the CPU must show: each is seeded in a worker, which then trains."""
+"""Defects of the runtime that a device which is not the CPU must show: each is seeded in a worker, which then trains.
+
+python -m tests.device.mutations            seeds each, checks that it is found, and writes the table in docs/gpu.md
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,14 +98,43 @@ MUTATIONS: tuple[Callable[[], None], ...] = (
 )
 
 
+FOUND = {
+    "no_wait_for_the_copy": "without having waited",
+    "no_wait_for_the_computation": "without having waited",
+    "nothing_copied_up": "copies of the state differ",
+    "left_on_the_host": "same device",
+    "batches_on_the_host": "same device",
+    "unkeyed": "other bits",
+    "read_in_place": "EOFError",
+    "wrong_device": "same device",
+}
+"""What shows each defect: words of the error; `other bits` if the job ends, but not with the result; `EOFError` if a process ended."""
+
+PATH = Path(__file__).parents[2] / "docs" / "gpu.md"
+BEGIN, END = "<!-- mutations: python -m tests.device.mutations -->\n", "<!-- end of mutations -->\n"
+_SHOWN = {"other bits": "the job ends with other bits", "EOFError": "SIGSEGV"}
+
+
+def table() -> str:
+    """Returns the table of the documentation: each defect, and what shows it."""
+    rows = [f"| {str(each.__doc__).rstrip('.')} | {_SHOWN.get(found := FOUND[each.__name__], f'error: {found}')} |" for each in MUTATIONS]
+    return "\n".join(["| defect | shown by |", "|---|---|", *rows]) + "\n"
+
+
+def written(text: str) -> str:
+    """Returns the documentation with the table in it."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
 def train(job: Any, mutation: str) -> Any:
     """Trains with a defect."""
     next(each for each in MUTATIONS if each.__name__ == mutation)()
     return trainings.in_a_harness(job, "dropout")
 
 
-def main() -> None:
-    """Prints, for each defect, whether the job failed or ended with other bits."""
+def seeded() -> dict[str, str]:
+    """Returns, for each defect, how the job failed, or whether it ended with other bits."""
     sound, found = trainings.harness.run(trainings.in_a_harness, workers=2, stages=2, args=("dropout",)), {}
     trainings.harness.TIMEOUT_S = 60
     for mutation in MUTATIONS:
@@ -112,8 +145,23 @@ def main() -> None:
             found[mutation.__name__] = "equal" if results[0] == sound[0] else "other bits"
         except (trainings.harness.WorkerError, EOFError, AssertionError) as error:  # it raised, its process ended, or the others hang
             found[mutation.__name__] = f"{type(error).__name__}: {str(error)[:300]}"
-    print(json.dumps(found, indent=1))
+    return found
+
+
+def main() -> None:
+    """Prints what `seeded` returns."""
+    print(json.dumps(seeded(), indent=1))
+
+
+def document() -> None:
+    """Writes the table, if every defect is found. Raises SystemExit else."""
+    found = seeded()
+    if missed := {name: text for name, text in found.items() if FOUND[name] not in text}:
+        raise SystemExit(f"not found: {json.dumps(missed, indent=1)}")
+    PATH.write_text(written(PATH.read_text()))
 
 
 if __name__ == "__main__":
-    main()
+    from tests.device import mutations  # workers import the defects from there
+
+    mutations.document()

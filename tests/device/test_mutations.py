@@ -8,23 +8,25 @@ import pytest
 
 from tests.device.processes import python
 
-FOUND = {
-    "no_wait_for_the_copy": "without having waited",
-    "no_wait_for_the_computation": "without having waited",
-    "nothing_copied_up": "copies of the state differ",
-    "left_on_the_host": "same device",
-    "batches_on_the_host": "same device",
-    "unkeyed": "other bits",
-    "read_in_place": "EOFError",  # the process has ended by SIGSEGV
-    "wrong_device": "same device",
-}
+CHECK = """
+import json
+from tests.device import mutations
+print(json.dumps([mutations.FOUND, mutations.seeded()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_documentation_has_the_table() -> None:
+    done = python("from tests.device.mutations import *; text = PATH.read_text(); assert written(text) == text")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_defect_is_found() -> None:
-    done = python("from tests.device.mutations import main; main()")
+    done = python(CHECK)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found.keys() == FOUND.keys()
-    assert {name: FOUND[name] in text for name, text in found.items()} == dict.fromkeys(FOUND, True), found
+    words, found = json.loads(done.stdout)
+    assert found.keys() == words.keys()
+    assert {name: words[name] in text for name, text in found.items()} == dict.fromkeys(words, True), found

@@ -135,6 +135,17 @@ def test_a_step_reports_how_long_it_waited_for_the_copy_of_the_state() -> None:
     assert elastic.run(f"{MODULE}:waits", workers=1, args=[4]).value == [[0.0] * 4, 0.0]
 
 
+def test_where_pinning_is_refused_copies_block_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calm("adamw")
+    monkeypatch.setenv("FAKE_DEVICE_PINS", "0")
+    each, of_all = elastic.run(f"{MODULE}:waits", workers=1, args=[4], device="fake").value
+    assert "refuses to pin memory (raise `ulimit -l`)" in capfd.readouterr().err
+    assert 0.0 < sum(each) <= of_all
+    run(tmp_path, {1: ["enter", 3, 1, "backward", None]})
+
+
 def test_an_index_is_refused() -> None:
     with pytest.raises(SettingsError, match="without an index"):
         elastic.run("m:f", workers=1, device="cuda:1")

@@ -9,7 +9,8 @@ It is as strict as a real device, or stricter:
 - Tensors of several devices in one operation, and tensors of the host with dimensions, are an error.
 - Its generators are its own; a context does not survive a fork; `fail` breaks a device for good, as sticky errors of CUDA do.
 
-`FAKE_DEVICES` is the number of devices (4), `FAKE_DEVICE_BYTES` the memory of each (512 MiB). The extension is built on the first import,
+`FAKE_DEVICES` is the number of devices (4), `FAKE_DEVICE_BYTES` the memory of each (512 MiB); with
+`FAKE_DEVICE_PINS=0` memory of others cannot be pinned. The extension is built on the first import,
 in `build/fakedevice` of the checkout.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -74,8 +76,13 @@ class _Module(ModuleType):
     current_device = staticmethod(extension.current_device)
     is_available = staticmethod(lambda: extension.device_count() > 0)
     is_initialized = staticmethod(extension.initialised)
-    pin = staticmethod(extension.pin)
     unpin = staticmethod(extension.unpin)
+
+    @staticmethod
+    def pin(address: int, size: int) -> None:
+        if os.environ.get("FAKE_DEVICE_PINS") == "0":
+            raise RuntimeError(f"the fake device may not pin {size} bytes")
+        extension.pin(address, size)
 
     @staticmethod
     def set_device(device: int | torch.device) -> None:
