@@ -46,6 +46,7 @@ def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
         ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
         ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
         ("accelerated", "epoch 9: accuracy 0.9", ("accelerate",)),
+        ("lightning_module", "accuracy 0.9", ("lightning",)),
     ],
 )
 def test_two_killed_workers_change_nothing(
@@ -70,6 +71,7 @@ def test_two_killed_workers_change_nothing(
         ("dropin", 4, "lora"),
         ("frameworks", 1, "hf_trainer"),
         ("frameworks", 2, "accelerated"),
+        ("frameworks", 3, "lightning_module"),
     ],
 )
 def test_the_docs_show_what_differs_from_the_plain_script(document: str, place: int, name: str) -> None:
