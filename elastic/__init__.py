@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from elastic.engine.losses import token_loss
     from elastic.launch.callbacks import Callback
     from elastic.launch.run import JobResult, run
-    from elastic.worker.job import Job, current_job
+    from elastic.launch.whole import current_job
+    from elastic.worker.job import Job
     from elastic.worker.trainer import Report, Trainer
 
 __version__ = VERSION
@@ -29,7 +30,7 @@ _LAZY = {
     "JobResult": "elastic.launch.run",
     "Report": "elastic.worker.report",
     "Trainer": "elastic.worker.trainer",
-    "current_job": "elastic.worker.job",
+    "current_job": "elastic.launch.whole",
     "layers": "elastic.engine.cutting.layers",
     "run": "elastic.launch.run",
     "token_loss": "elastic.engine.losses",

@@ -231,8 +231,9 @@ def job_mark(directory: str) -> tuple[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """A copy of this process's environment."""
-    return dict(os.environ)
+    """A copy of this process's environment, without what a launcher says of its rank: workers have none."""
+    ranked = launched_rank() is not None
+    return {name: value for name, value in os.environ.items() if not (ranked and (name in _OF_A_RANK or name.startswith("TORCHELASTIC_")))}
 
 
 def agent_environment() -> dict[str, str]:
@@ -241,13 +242,33 @@ def agent_environment() -> dict[str, str]:
     return {**kept, **_AGENT_VARIABLES}
 
 
+_OF_A_RANK = {
+    *(
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_WORLD_SIZE",
+        "ROLE_NAME",
+    ),
+    *("MASTER_ADDR", "MASTER_PORT"),
+}
+_MEETING = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchedRank:
-    """This process as torchrun, or a launcher like it, has started it: its rank of `world`, of which `on_host` are on this host."""
+    """This process as torchrun, or a launcher like it, has started it: its rank of `world`, of which `on_host` are on this host, and the
+    `local` one of these. `meeting` is a text that all of them have, and no others."""
 
     rank: int
     world: int
     on_host: int
+    local: int
+    meeting: str
 
 
 def launched_rank() -> LaunchedRank | None:
@@ -255,9 +276,10 @@ def launched_rank() -> LaunchedRank | None:
     found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(text.isdecimal() for text in found):
         return None
-    rank, world, _ = map(int, found)
+    rank, world, local = map(int, found)
     on_host = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return LaunchedRank(rank=rank, world=world, on_host=int(on_host) if on_host.isdecimal() else world)
+    meeting = " ".join(os.environ.get(name, "") for name in _MEETING)
+    return LaunchedRank(rank=rank, world=world, on_host=int(on_host) if on_host.isdecimal() else world, local=local, meeting=meeting)
 
 
 @contextmanager

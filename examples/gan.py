@@ -36,7 +36,7 @@ def main(job: elastic.Job) -> str | None:
     loader = DataLoader(moons(2048, seed=1), batch_size=256, shuffle=True)
     generator, discriminator, opt_g, opt_d, loader = job.prepare(generator, discriminator, opt_g, opt_d, loader, micro_batch_size=32)
 
-    for epoch in loader.epochs(20):
+    for epoch in loader.epochs(10):
         for (real,) in loader:
             fake = generator(torch.randn(len(real), 8))
             ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)

@@ -33,7 +33,7 @@ def main() -> None:
     opt_d = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999))
     loader = DataLoader(moons(2048, seed=1), batch_size=256, shuffle=True)
 
-    for epoch in range(20):
+    for epoch in range(10):
         for (real,) in loader:
             fake = generator(torch.randn(len(real), 8))
             ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)

@@ -35,6 +35,11 @@ def continue_without_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
+def signal_with_parent(number: signal.Signals) -> None:
+    """Asks the kernel for this signal when the thread that started this process ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
 def name_process(name: str) -> None:
     """Shows `name` (15 bytes at most) in ps and top."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])

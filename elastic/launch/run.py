@@ -60,11 +60,17 @@ class JobResult:
     saves: SaveSummary = field(default_factory=SaveSummary)
     skipped: tuple[int, ...] = ()
 
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> JobResult:
+        """Returns the result with these fields, which have gone through JSON."""
+        sequences = {name: tuple(data[name]) for name in ("incidents", "skipped")}
+        return cls(**{**data, **sequences, "saves": SaveSummary(**data["saves"])})
+
 
 def run(
     train_fn: Callable[..., Any] | str,
     *,
-    workers: int,
+    workers: int | None = None,
     stages: int | None = None,
     min_workers: int | None = None,
     etcd: str | None = None,
@@ -113,7 +119,8 @@ def run(
     Args:
         train_fn: a function at the top level of a module or script, or its name as `module:function` or `path.py:function`. It may
             also take only `args`, without the job.
-        workers: number of training processes on this host.
+        workers: number of training processes on this host. It may be left out where torchrun, or a launcher like it, has started several
+            processes: then there is one worker for each, and all of these processes return the job's result.
         stages: number of pipeline stages; by default the fastest.
         min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
         etcd: `[user[:password]@]host:port[,host:port...]` of a running etcd, by any of its members; or `unix:/path` of its socket on this
@@ -202,7 +209,8 @@ def run(
     """
     _refuse_inside_worker()
     _refuse_nowhere()
-    ranks.check(shared=secret is not None)
+    rank = ranks.check(shared=secret is not None)
+    workers = ranks.workers_of(rank, workers)
     files = {name: None if path is None else os.path.abspath(path) for name, path in (("trace", trace), ("report", report))}
     seeing = Seeing(callbacks=callbacks, log=log, progress=progress, metrics_port=metrics_port, shared=secret is not None, **files)
     settings = JobSettings(
@@ -236,13 +244,13 @@ def run(
             raise SettingsError("tls=... is for a job of several hosts: give secret= too. A job of one host sends nothing over the network")
         if rack is not None:
             raise SettingsError(f"rack={rack!r} is for a job of several hosts: give secret= too. A job of one host keeps no copy elsewhere")
-        return launched(settings, drain_on=drain_on, seeing=seeing)
+        return ranks.hosted(rank, lambda: launched(settings, drain_on=drain_on, seeing=seeing), asdict, JobResult.of_json)
     credentials = read_credentials(tls_cert, tls_key, tls_ca)
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
     sharing = sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given, credentials, tls=tls, rack=rack)
-    return launched(settings, sharing, drain_on, seeing)
+    return ranks.hosted(rank, lambda: launched(settings, sharing, drain_on, seeing), asdict, JobResult.of_json)
 
 
 def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:

@@ -41,7 +41,7 @@ def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
     ("name", "last", "needs"),
     [
         ("plain", "epoch 9: accuracy 0.9", ()),
-        ("gan", "epoch 19: distance 0.", ()),
+        ("gan", "epoch 9: distance ", ()),
         ("finetune", *_LANGUAGE),
         ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
         ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
