@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import signal
@@ -302,7 +303,7 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
 
 def _restore_clocks() -> None:
     """Restores clocks of GPUs that are left if the agent and its guardian were killed together, of this job or of an earlier one."""
-    if any(clocks_directory().glob("GPU-*.json")):
+    if glob.glob("GPU-*.json", root_dir=clocks_directory()):  # unlike a Path's, it is silent about a directory of another user
         from elastic.power.keeper import restore_left  # most jobs do not need it
 
         try:

@@ -121,7 +121,7 @@ def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None], uni
         fastest_s = min(search.fastest.step_s, usual.step_s)
         ordered = [tuple(sorted(points, key=lambda point: point.stretch)) for points in options]
         found = search.within(fastest_s + (1 - SPEED_SHARE) * (usual.step_s - fastest_s), ordered) or usual
-        gain = 1 - found.step_s / usual.step_s
+        gain = 1 - found.step_s / usual.step_s if usual.step_s else 0.0
     else:
         options = [
             tuple(sorted({*points, *_usual_of(choice)}, key=lambda p: p.stretch))

@@ -16,7 +16,7 @@ from elastic.host.process import module_command
 from elastic.power.conditions import Condition
 from elastic.power.keeper import restore_left
 
-_ANSWER_S, _CLOSE_S = 20.0, 5.0
+_CONNECT_S, _ANSWER_S, _CLOSE_S = 2.0, 20.0, 4.0
 _RESTARTS, _WITHIN_S = 3, 60.0
 
 
@@ -30,11 +30,13 @@ class Clocks:
         self._job, self._directory, self._daemon = job, directory, daemon
         self._guardian: subprocess.Popen[bytes] | None = None
         self._began = list[float]()
+        self._locked = set[str]()
         self.restored: list[str] = []
         self._channel = self._connected()
 
     def lock(self, uuid: str, mhz: int, own: Collection[int] = ()) -> int:
         """Locks the clock of a GPU on which the processes `own` compute. Returns the clock that is read back. Raises PowerError."""
+        self._locked.add(uuid)
         return self._asked({"type": "lock", "gpu": uuid, "mhz": mhz, "own": list(own)})["mhz"]
 
     def claim(self, uuid: str, own: Collection[int] = ()) -> None:
@@ -44,38 +46,61 @@ class Clocks:
     def unlock(self, uuid: str) -> None:
         """Restores the clock of a GPU. Raises PowerError."""
         self._asked({"type": "unlock", "gpu": uuid})
+        self._locked.discard(uuid)
 
     @property
     def lost(self) -> bool:
-        """Whether the guardian has died; `renew` restores its clocks and starts another one."""
+        """Whether the guardian has died, or did not answer; `renew` restores its clocks and starts another one."""
         readable, _, _ = select.select([self._channel.sock], [], [], 0)
         return self._channel.closed or bool(readable)  # it says nothing unless it is asked
 
-    def renew(self) -> None:
+    def renew(self) -> list[str]:
         """Restores the clocks that a dead guardian had set, at once, and starts another one.
 
-        Raises PowerError if guardians die again and again.
+        Returns sentences on those that cannot be restored. Raises PowerError if guardians die again and again: then all clocks are
+        restored, as far as they can be, and none is set any more.
         """
+        complaints = self._ended()
         now = time.monotonic()
         self._began = [at for at in self._began if now - at < _WITHIN_S]
         if len(self._began) > _RESTARTS:
             raise PowerError(
-                f"the process that keeps the clocks has died {len(self._began)} times within {_WITHIN_S:.0f} s: no clock is set any more",
+                "; ".join(
+                    [
+                        f"the process that keeps the clocks has died {len(self._began)} times within {_WITHIN_S:.0f} s",
+                        *complaints,
+                        "no clock is set any more in this job: look for what kills it",
+                    ]
+                ),
                 condition=Condition.UNKNOWN.value,
             )
-        guarded = self._guardian is not None
-        self._end()
-        if guarded:  # another guardian would restore too, but on a busy machine it may take seconds to start
-            self.restored += restore_left(self._directory)[0]
         self._channel = self._connected()
+        return complaints
 
     def close(self) -> list[str]:
-        """Restores all clocks. Returns sentences on those that cannot be restored."""
-        complaints: list[str] = []
-        with suppress(PowerError):
+        """Restores all clocks, also if the guardian does not do it. Returns sentences on those that cannot be restored."""
+        try:
             complaints = self._asked({"type": "close"})["complaints"]
+        except PowerError:
+            return self._ended()
         self._end()
         return complaints
+
+    def _ended(self) -> list[str]:
+        """Ends a guardian that has died or does not answer, and restores what it has left: a successor may take seconds to start.
+
+        Returns sentences on clocks that cannot be restored.
+        """
+        guarded, locked = self._guardian is not None, sorted(self._locked)
+        self._end()
+        self._locked.clear()
+        if guarded:
+            restored, complaints = _restored(self._directory)
+            self.restored += restored
+            return complaints
+        if not locked:
+            return []
+        return [f"the power daemon has ended or does not answer: it restores the clock of {', '.join(locked)} when it is started again"]
 
     def _connected(self) -> Channel:
         self._began.append(time.monotonic())
@@ -87,21 +112,26 @@ class Clocks:
                 self._guardian = subprocess.Popen(
                     words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
                 )
-        channel = Channel(sock)
-        told = _answer(channel, _ANSWER_S)
-        if told["type"] != "ready":
-            channel.close()
-            raise PowerError(told["why"], condition=told["condition"])
+        self._channel = channel = Channel(sock)
+        try:
+            told = _answer(channel, _ANSWER_S)
+            if told["type"] != "ready":
+                raise PowerError(told["why"], condition=told["condition"])
+        except PowerError:
+            self._end()
+            raise
         self.restored += told["restored"]
         return channel
 
     def _daemon_socket(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(_CONNECT_S)  # a daemon that is stopped takes no more connections at some time
         try:
             sock.connect(str(self._daemon))
         except OSError:
             sock.close()
             return None
+        sock.settimeout(None)
         return sock
 
     def _asked(self, request: Message) -> Message:
@@ -118,8 +148,16 @@ class Clocks:
                 self._guardian.wait(_CLOSE_S)  # it restores, and exits
             except subprocess.TimeoutExpired:
                 self._guardian.kill()
-                self._guardian.wait()
+                with suppress(subprocess.TimeoutExpired):  # it hangs in a call of the driver
+                    self._guardian.wait(1.0)
             self._guardian = None
+
+
+def _restored(directory: Path) -> tuple[list[str], list[str]]:
+    try:
+        return restore_left(directory)
+    except PowerError as error:
+        return [], [str(error)]
 
 
 def _answer(channel: Channel, seconds: float) -> Message:

@@ -24,6 +24,7 @@ class Condition(str, Enum):
     MIG = "MIG"
     BAD_CLOCK = "clock not supported"
     SHARED = "shared GPU"
+    NO_RECORD = "no record"
     PASSING = "temporary"
     UNKNOWN = "unknown"
 
@@ -81,7 +82,8 @@ _ADVICE = {
     Condition.MIG: "clocks would change for all instances of this GPU: they are left alone",
     Condition.BAD_CLOCK: "use a clock of the supported list",
     Condition.SHARED: "its clocks are left alone",
-    Condition.PASSING: "it is tried again",
+    Condition.NO_RECORD: "give this user a directory of its own there, mode 0700, with free space, or name another one in ELASTIC_CLOCKS",
+    Condition.PASSING: "the driver was busy, or did not answer in time",
 }
 
 

@@ -8,7 +8,9 @@ if both are killed, the next guardian on this host does.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from elastic.errors import PowerError
@@ -26,8 +28,8 @@ def main() -> None:
     descriptor, directory, job = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
     agent = Channel.adopt(descriptor)
+    signal.signal(signal.SIGTERM, lambda *_: _end(agent))
     try:
         restored, complaints = restore_left(directory)
         keeper = Keeper(Nvml(), Records(directory), job)
@@ -43,5 +45,7 @@ def main() -> None:
         keeper.close()
 
 
-def _leave(*_: object) -> None:
-    raise SystemExit(0)
+def _end(agent: Channel) -> None:
+    """Ends the connection, as the agent would: an exception here could interrupt the restoring."""
+    with suppress(OSError):
+        agent.sock.shutdown(socket.SHUT_RDWR)

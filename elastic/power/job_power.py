@@ -198,7 +198,7 @@ class JobPower:
             try:
                 self._clocks.unlock(device.gpu.uuid)
             except PowerError as error:
-                self._stop(f"no clock is set any more: {error}")
+                self._refused(error, "no clock is set any more")
 
     def _report(self, worker: int, epoch: int, step: int, at: float, effort: list[float], tokens: int) -> None:
         if self.cycle.view is None or epoch != self.cycle.view.epoch or time.monotonic() - at > _LATE_S:
@@ -281,11 +281,12 @@ class JobPower:
     def _renew(self) -> None:
         assert self._clocks is not None
         try:
-            self._clocks.renew()
+            complaints = self._clocks.renew()
         except PowerError as error:
             self._stop(str(error))
             return
-        self._say("the process that keeps the clocks has died; another one has restored them, and they are set again")
+        done = "; ".join(complaints) or "another one has restored them, and they are set again"
+        self._say(f"the process that keeps the clocks has died; {done}")
         self._obey(Orders(clocks=self.cycle.clocks))
 
     def _obey(self, orders: Orders) -> None:
@@ -301,12 +302,16 @@ class JobPower:
             try:
                 self._set(device, clock)
             except PowerError as error:
-                if Condition(error.condition).passes and self._clocks is not None and self._clocks.lost:
-                    self._renew()
-                else:
-                    self._stop(f"no clock is changed: {error}")
+                self._refused(error, "no clock is changed")
                 return
         self.cycle.obeyed(time.monotonic())
+
+    def _refused(self, error: PowerError, meaning: str) -> None:
+        """Replaces a guardian that has died, and sets the clocks again; after any other error no clock is set any more."""
+        if Condition(error.condition).passes and self._clocks is not None and self._clocks.lost:
+            self._renew()
+        else:
+            self._stop(f"{meaning}: {error}")
 
     def _set(self, device: _Device, clock: int | None) -> None:
         if self._clocks is None and self.cycle.mode is None:

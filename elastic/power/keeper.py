@@ -116,7 +116,7 @@ def restore_left(directory: Path, open_nvml: Callable[[], Nvml] = Nvml) -> tuple
 
     Returns the GPUs that were restored, and sentences on those that could not be. Raises PowerError if the directory is not ours.
     """
-    if not directory.exists():
+    if not os.path.exists(directory):  # `Path.exists` raises if it may not look
         return [], []
     records = Records(directory)
     restored, complaints = [], []

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic.errors import PowerError
 from elastic.power.conditions import Condition, power_error
 
 _UUID = re.compile(r"GPU-[0-9A-Za-z-]{1,80}")
@@ -51,11 +50,11 @@ class Records:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = directory.lstat()
         except OSError as error:
-            raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}", str(error.strerror)) from error
+            raise power_error(Condition.NO_RECORD, f"records of clocks cannot be kept in {directory}", str(error.strerror)) from error
         if not stat.S_ISDIR(status.st_mode):  # a link may be another user's, who may let it lead elsewhere at any time
-            raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}, which is no directory")
+            raise power_error(Condition.NO_RECORD, f"records of clocks cannot be kept in {directory}, which is no directory")
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}, where other users may write")
+            raise power_error(Condition.NO_RECORD, f"records of clocks cannot be kept in {directory}, where other users may write")
 
     def uuids(self) -> list[str]:
         """Returns the GPUs that have a record, also a damaged one."""
@@ -69,7 +68,7 @@ class Records:
             descriptor = os.open(self._directory / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             what = f"the clock of GPU {uuid} cannot be recorded in {self._directory}"
-            raise power_error(Condition.NO_PERMISSION, what, str(error.strerror)) from error
+            raise power_error(Condition.NO_RECORD, what, str(error.strerror)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -87,8 +86,9 @@ class Owned:
 
     def describe(self, holder: str) -> None:
         """Names the owner for others that ask for this GPU."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, holder.encode(), 0)
+        with suppress(OSError):  # a full disk: `record` says so before a clock is changed
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, holder.encode(), 0)
 
     @property
     def left(self) -> bool:
@@ -99,9 +99,9 @@ class Owned:
             return False
         except (OSError, UnicodeDecodeError):
             return True
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RecursionError):
             record = ClockRecord(**json.loads(text))
-            if record.boot and self._boot and record.boot != self._boot:
+            if isinstance(record.boot, str) and record.boot and self._boot and record.boot != self._boot:
                 self.forget()
                 return False
         return True
@@ -123,10 +123,10 @@ class Owned:
             finally:
                 os.close(directory)
         except OSError as error:
-            raise PowerError(
-                f"the clock of GPU {self.uuid} is not changed, since no record of it can be written to {self._path}: {error.strerror}",
-                condition=Condition.NO_PERMISSION.value,
-            ) from error
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            what = f"the clock of GPU {self.uuid} is not changed, since no record of it can be written to {self._path}"
+            raise power_error(Condition.NO_RECORD, what, str(error.strerror)) from error
 
     def forget(self) -> None:
         """Removes the record: no lock is set."""

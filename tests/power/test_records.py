@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
 
 from elastic.errors import PowerError
+from elastic.launch.run import _restore_clocks
 from elastic.power.conditions import Condition
 from elastic.power.keeper import Keeper, restore_left
 from elastic.power.records import Records, boot_id
+from elastic.settings import clocks_directory
 from examples.nvml_standin import NOBODY
 
 
@@ -159,7 +162,7 @@ def test_a_busy_driver_is_asked_again(keeper, standin, monkeypatch):
 def test_a_directory_in_which_others_may_write_is_refused(directory):
     directory.mkdir()
     directory.chmod(0o777)
-    assert refused(Records, directory).condition == Condition.NO_PERMISSION.value
+    assert refused(Records, directory).condition == Condition.NO_RECORD.value
 
 
 def test_a_directory_that_is_a_link_is_refused(directory, tmp_path):
@@ -168,7 +171,7 @@ def test_a_directory_that_is_a_link_is_refused(directory, tmp_path):
     assert "which is no directory" in str(refused(Records, directory))
     directory.unlink()
     directory.write_text("")
-    assert refused(Records, directory).condition == Condition.NO_PERMISSION.value
+    assert refused(Records, directory).condition == Condition.NO_RECORD.value
 
 
 def test_a_lock_file_that_is_a_link_is_refused(keeper, standin, directory, tmp_path):
@@ -196,3 +199,32 @@ def test_a_clock_is_not_locked_if_it_cannot_be_recorded(keeper, standin, directo
     assert "no record of it can be written" in str(refused(keeper.lock, standin.uuids[0], 1080))
     assert standin.gpus[0].sets == 0
     keeper.close()
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(keeper, standin, directory):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        error = refused(keeper.lock, standin.uuids[0], 1080)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.condition == Condition.NO_RECORD.value
+    assert "with free space" in str(error)
+    assert standin.gpus[0].sets == 0
+    assert {path.name for path in directory.iterdir()} == {f"{standin.uuids[0]}.lock"}
+
+
+def test_a_record_of_any_garbage_counts_as_left(directory):
+    records = Records(directory)
+    for garbage in ("", "[" * 200_000, "[]", "7", "\0", '{"boot": 7}', '{"uuid": "", "boot": 7, "pid": 1, "job": "", "mhz": 1}'):
+        (directory / "GPU-0.json").write_text(garbage)
+        owned = records.own("GPU-0")
+        assert owned.left
+        owned.release()
+
+
+def test_a_directory_that_cannot_be_looked_at_is_no_error_for_jobs_without_clocks(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELASTIC_CLOCKS", str(tmp_path / ("x" * 300)))  # as another user's
+    assert restore_left(clocks_directory()) == ([], [])
+    _restore_clocks()
+    assert refused(Records, clocks_directory()).condition == Condition.NO_RECORD.value
