@@ -27,15 +27,18 @@ def energy(
         found = energy_file.read(job, Path(tempfile.gettempdir()))
         if svg is not None:
             draw(svg, f"{found['job']}: one clock a stage", found["frontier"], _marked(found))
+        if as_json:
+            print(json.dumps(found))
+        else:
+            console = Console(markup=False, emoji=False)
+            _show(console, found)
+            show_frontier(console, found["frontier"])
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    if as_json:
-        print(json.dumps(found))
-        return
-    console = Console(markup=False, emoji=False)
-    _show(console, found)
-    show_frontier(console, found["frontier"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        print(f"error: the energy figures of {job} cannot be shown: they are damaged, or of another version ({error!r})", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def draw(path: Path, title: str, frontier: list[dict[str, Any]], marked: dict[str, tuple[float, float]]) -> None:

@@ -34,4 +34,4 @@ def _number(user: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise SettingsError(f"--user {user}: there is no such user on this host") from None
+        raise SettingsError(f"--user {user!r}: there is no such user on this host") from None

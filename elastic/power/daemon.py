@@ -158,13 +158,16 @@ def _listener(path: Path) -> socket.socket:
             probe.connect(str(path))
         raise SettingsError(f"another power daemon listens at {path}")
     except OSError:
-        path.unlink(missing_ok=True)
+        pass  # nobody listens there
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         os.chmod(path, 0o666)  # who may do what is decided by the client's user
         listener.listen(16)
     except OSError as error:
-        raise SettingsError(f"the power daemon cannot listen at {path}: {error.strerror}") from error
+        listener.close()
+        advice = "run it as root, or give another --socket to it and in ELASTIC_POWER_SOCKET to jobs"
+        raise SettingsError(f"the power daemon cannot listen at {path}: {error.strerror or error}; {advice}") from error
     return listener
 
 

@@ -15,6 +15,8 @@ from elastic.power.windows import Figures
 
 NAME = "energy.json"
 
+_FIELDS = {"job", "mode", "state", "epoch", "now", "usual", "predicted", "stages", "models", "faults", "frontier"}
+
 
 def described(job: str, cycle: Cycle, tokens: int, faults: dict[str, str], frontier: tuple[Clocked, ...]) -> dict[str, Any]:
     """Returns JSON types. Joules are of a step; None where a GPU's energy cannot be read. `tokens` are those of a step, 0 if not known."""
@@ -81,7 +83,7 @@ def read(job: str, temporary: Path) -> dict[str, Any]:
     for number, path in enumerate(found):
         with suppress(OSError, ValueError):
             content = json.loads(path.read_text())
-            if number == 0 or content.get("job") == job:
+            if isinstance(content, dict) and content.keys() >= _FIELDS and (number == 0 or content["job"] == job):
                 return content
     raise SettingsError(
         f"no energy figures of a job {job!r} on this host: give its name while it runs, or its directory=; its train function must say "

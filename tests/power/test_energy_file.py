@@ -43,11 +43,19 @@ def test_a_job_is_found_by_its_directory_and_by_its_name(content, tmp_path):
         energy_file.read("gpt", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "\x00", "[]", "7", "{}", '{"job": "gpt"}'])
 def test_a_damaged_file_counts_as_none(tmp_path, text):
     (tmp_path / energy_file.NAME).write_text(text)
     with pytest.raises(SettingsError):
         energy_file.read(str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["now", "usual", "predicted", "stages", "models", "frontier"])
+def test_a_file_of_another_version_is_an_error_of_the_command(content, tmp_path, field):
+    energy_file.write(tmp_path, {**content, field: [{"other": 1}]})
+    shown = CliRunner().invoke(app, ["energy", str(tmp_path), "--svg", str(tmp_path / "x.svg")])
+    assert shown.exit_code == 1
+    assert "they are damaged, or of another version" in shown.stderr
 
 
 def test_a_directory_that_is_gone_disturbs_nobody(content, tmp_path):

@@ -300,6 +300,12 @@ def test_the_daemon_restores_a_clock_later_if_its_gpu_was_lost(standin, socket_p
         power.end()
 
 
+def test_the_daemon_says_why_it_cannot_listen(standin, tmp_path):
+    for path in (tmp_path / ("x" * 200), tmp_path / "no" / "socket"):
+        with pytest.raises(SettingsError, match=r"cannot listen at .*: (AF_UNIX path too long|No such file or directory); run it as root"):
+            Daemon(path, standin.uuids, [os.getuid()], tmp_path / "root")
+
+
 def test_the_daemon_removes_nothing_but_a_socket(standin, tmp_path):
     kept = tmp_path / "kept"
     kept.write_text("x")
