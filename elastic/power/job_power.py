@@ -77,6 +77,7 @@ class JobPower:
         self._drawn_for: tuple[int, int] | None = None  # epoch and number of models of the frontier
         self._clocking: Clocking | None = None
         self._view: View | None = None
+        self._missed = False  # the user was told which worker has no GPU
         self._reads, self._reading_s, self._began = 0, 0.0, time.monotonic()
 
     # Calls from the agent's loop
@@ -89,7 +90,9 @@ class JobPower:
         """Handles a committed view."""
         self._view = view
         if self._thread is not None:
-            self._post(lambda: self._obey(self.cycle.committed(view, time.monotonic())))
+            self._post(lambda: self._commit(view))
+        elif self._wanted is not None:
+            self._miss(view)  # a worker names its GPU before it is ready for a view
 
     def heard(self, worker: int, progress: Message) -> Message:
         """Handles a worker's report. Returns it with the seconds in its layers as they would be at the usual clock."""
@@ -175,8 +178,11 @@ class JobPower:
             self._faults.begin(worker, gpu)
             facts = GpuFacts(uuid=uuid, clocks=gpu.supported(), usual_mhz=gpu.usual_mhz(), idle_w=_idle_w(gpu))
         except PowerError as error:
-            self._say(f"worker {worker}: {error}; the energy of the job is not known")
-            self._obey(self.cycle.stopped(None))
+            lost = "the energy of the job is not known"
+            if self.cycle.mode is None:
+                self._say(f"worker {worker}: {error}; {lost}")
+            else:
+                self._stop(f"worker {worker}: {error}; {lost}, and no clock is set")
             return
         sharing = [other for other, device in self._devices.items() if device.gpu.uuid == uuid]
         self._devices[worker] = _Device(gpu, Meter(), pid)
@@ -188,6 +194,22 @@ class JobPower:
             self._stop(f"GPU {uuid} has no clocks that could be set")
         self._obey(self.cycle.known(worker, facts, time.monotonic()))
         self._share()
+
+    def _commit(self, view: View) -> None:
+        self._obey(self.cycle.committed(view, time.monotonic()))
+        if self.cycle.mode is not None:
+            self._miss(view)
+
+    def _miss(self, view: View) -> None:
+        """Tells the user once if workers have not named their GPUs: then the clocks wait for them."""
+        missing = [worker for worker in view.workers if worker not in self._devices]
+        if missing and not self._missed:
+            self._missed = True
+            who = "no worker has" if len(missing) == len(view.workers) else f"worker {missing[0]} has not"
+            self._say(
+                f'dvfs="{self._wanted}" changes no clock: {who} named its GPU; call job.use_gpu(uuid) in the train function before its '
+                "Trainer is made (a worker whose Trainer uses CUDA does it by itself)"
+            )
 
     def _forget(self, worker: int) -> None:
         """Restores the clock of a worker that has ended; the one that takes its GPU over gets one with its view."""
