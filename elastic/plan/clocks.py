@@ -36,7 +36,8 @@ class ClockPoint(NamedTuple):
 class ClockChoices:
     """The clocks that a GPU can sustain, descending; `usual` is the one at which it runs when none is chosen, with a stretch of 1.
 
-    Raises PlanError if `usual` is not one of them, or a value is not finite or not positive.
+    Raises PlanError if `usual` is not one of them, a clock occurs twice, or a value cannot be true: clocks and times are above 0, watts at
+    least 0, and all are finite.
     """
 
     points: tuple[ClockPoint, ...]
@@ -49,6 +50,12 @@ class ClockChoices:
         for value in (self.idle_w, *(value for point in self.points for value in point)):
             if not (math.isfinite(value) and value >= 0):
                 raise PlanError(f"clocks, times and watts must be finite and not negative, and one is {value}: measure them again")
+        clocks = [point.mhz for point in self.points]
+        for point in self.points:
+            if not (point.mhz > 0 and point.stretch > 0):
+                raise PlanError(f"clocks and times must be above 0, and the time at {point.mhz} is {point.stretch}: measure them again")
+            if clocks.count(point.mhz) > 1:
+                raise PlanError(f"the clock {point.mhz} is there more than once: give one time and power for each clock")
 
     @property
     def fastest(self) -> ClockPoint:

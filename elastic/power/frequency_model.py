@@ -28,6 +28,9 @@ TIME_ERROR = 0.03
 POWER_ERROR = 0.10
 """Largest error of predicted watts with which a model is trusted."""
 
+_MOST = 1e9
+"""No clock, time or power is larger, and none is smaller than its inverse."""
+
 _BETA_SLACK = 0.05  # noise may carry a beta so far out of [0, 1]
 
 _TERMS = {2: ((0,), (2,), (1,), (0, 2), (0, 1), (1, 2)), 3: ((0,), (2,), (1,), (0, 2), (0, 1), (1, 2), (0, 1, 2))}
@@ -106,7 +109,7 @@ class Fit:
 
 
 def fit(measurements: Iterable[Measurement]) -> Fit:
-    """Fits a model. Measurements of one clock are averaged; those that cannot be true (not positive, not finite) are left out."""
+    """Fits a model. Measurements of one clock are averaged; those that cannot be true (not positive, not finite, absurd) are left out."""
     points, dropped = _usable(measurements)
     note = f"; {dropped} measurements cannot be true" if dropped else ""
     if len(points) < LEAST_CLOCKS:
@@ -138,7 +141,7 @@ def _usable(measurements: Iterable[Measurement]) -> tuple[list[Measurement], int
     by_clock: dict[float, list[Measurement]] = {}
     dropped = 0
     for each in measurements:
-        if all(math.isfinite(value) and value > 0 for value in each):
+        if all(1 / _MOST <= value <= _MOST for value in each):
             by_clock.setdefault(each.mhz, []).append(each)
         else:
             dropped += 1

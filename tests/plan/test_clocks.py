@@ -175,6 +175,55 @@ def test_values_that_cannot_be_true_are_refused(value):
         gpu().at(1)
 
 
+@pytest.mark.parametrize(
+    ("points", "why"),
+    [
+        ((ClockPoint(1300, 1.0, 9.0), ClockPoint(900, 0.0, 9.0)), "must be above 0, and the time at 900 is 0"),
+        ((ClockPoint(1300, 1.0, 9.0), ClockPoint(0, 1.0, 9.0)), "must be above 0"),
+        ((ClockPoint(1300, 1.0, 9.0), ClockPoint(1300, 2.0, 9.0)), "the clock 1300 is there more than once"),
+    ],
+)
+def test_no_work_is_done_in_no_time_and_a_clock_has_one_time(points, why):
+    with pytest.raises(PlanError, match=why):
+        ClockChoices(points=points, usual=1300, idle_w=1.0)
+
+
+@st.composite
+def any_gpu(draw) -> ClockChoices | None:
+    """A GPU whose times and watts may follow its clocks or not; None if they are not known."""
+    clocks = draw(st.lists(st.integers(1, 2000), min_size=1, max_size=6, unique=True))
+    usual = draw(st.sampled_from(clocks))
+    values = st.floats(0.1, 10.0) | st.floats(0.9, 1.1)
+    points = tuple(
+        ClockPoint(mhz, 1.0 if mhz == usual else draw(values), draw(st.floats(0.0, 500.0))) for mhz in sorted(clocks, reverse=True)
+    )
+    return draw(st.none() | st.just(ClockChoices(points=points, usual=usual, idle_w=draw(st.floats(0.0, 400.0)))))
+
+
+@pytest.mark.long
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_promises_hold_for_any_stages_and_any_gpus(data):
+    seconds = data.draw(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=5))
+    made = steps(seconds, micro_batches=data.draw(st.integers(1, 6)))
+    choices = [data.draw(any_gpu()) for _ in seconds]
+    for mode in ("speed", "energy"):
+        found = choose(mode, made, choices)
+        for clock, choice in zip(found.chosen.clocks, choices, strict=True):
+            assert clock is None or (choice is not None and clock in {point.mhz for point in choice.points})
+        usual = found.usual
+        if mode == "speed":
+            assert found.chosen.step_s <= usual.step_s * (1 + 1e-9)
+        else:
+            assert found.chosen.step_s <= usual.step_s * (1 + ENERGY_SLACK) * (1 + 1e-8)
+            assert found.chosen.joules <= usual.joules * (1 + 1e-9)
+
+
+def test_steps_that_take_no_time_gain_nothing():
+    for mode in ("speed", "energy"):
+        assert not choose(mode, steps([0.0, 0.0]), [gpu(), gpu()]).changes
+
+
 def test_stretches_multiply_slowdowns():
     fleet = stretched(Fleet(workers=(1, 2, 3), slowdowns={1: 2.0}), {1: 0.5, 2: 1.5})
     assert fleet.slowdowns == {2: 1.5}

@@ -49,7 +49,7 @@ def test_fewer_than_three_clocks_are_no_model(clocks):
     assert f"{len(set(clocks))} clocks were measured, and a model needs 3" in found.why
 
 
-@pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan, math.inf, 1e300, 1e-300])
 def test_measurements_that_cannot_be_true_are_left_out(bad):
     good = [measured(mhz, 0.5) for mhz in (1500, 1200, 900)]
     wrong = [Measurement(1000, bad, 100.0), Measurement(800, 0.5, bad), Measurement(bad, 0.5, 100.0)]
