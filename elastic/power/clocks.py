@@ -15,6 +15,7 @@ from elastic.host.channel import Channel, Message
 from elastic.host.process import module_command
 from elastic.power.conditions import Condition
 from elastic.power.keeper import restore_left
+from elastic.power.nvml import Nvml
 
 _CONNECT_S, _ANSWER_S, _CLOSE_S = 2.0, 20.0, 4.0
 _RESTARTS, _WITHIN_S = 3, 60.0
@@ -95,7 +96,7 @@ class Clocks:
         self._end()
         self._locked.clear()
         if guarded:
-            restored, complaints = _restored(self._directory)
+            restored, complaints = _restored(self._directory, locked)
             self.restored += restored
             return complaints
         if not locked:
@@ -153,11 +154,20 @@ class Clocks:
             self._guardian = None
 
 
-def _restored(directory: Path) -> tuple[list[str], list[str]]:
+def _restored(directory: Path, locked: list[str]) -> tuple[list[str], list[str]]:
+    """Restores what a dead guardian has left. If their directory is somebody else's by now, this process alone knows it."""
     try:
-        return restore_left(directory)
+        return restore_left(directory, known=locked)
     except PowerError as error:
-        return [], [str(error)]
+        why = str(error)
+    try:
+        nvml = Nvml()
+        for uuid in locked:
+            nvml.gpu(uuid).unlock()
+        nvml.close()
+    except PowerError as error:
+        return [], [why, str(error)]
+    return locked, []
 
 
 def _answer(channel: Channel, seconds: float) -> Message:

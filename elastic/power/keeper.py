@@ -111,24 +111,26 @@ def _insisted(restore: Callable[[], None]) -> str | None:
     return None
 
 
-def restore_left(directory: Path, open_nvml: Callable[[], Nvml] = Nvml) -> tuple[list[str], list[str]]:
+def restore_left(directory: Path, open_nvml: Callable[[], Nvml] = Nvml, known: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Restores the clocks that killed processes have left, of this boot; GPUs with a living owner are left alone.
+
+    `known` are GPUs that a dead guardian of the caller had locked: they are restored also if somebody has removed their records.
 
     Returns the GPUs that were restored, and sentences on those that could not be. Raises PowerError if the directory is not ours.
     """
-    if not os.path.exists(directory):  # `Path.exists` raises if it may not look
+    if not known and not os.path.exists(directory):  # `Path.exists` raises if it may not look
         return [], []
     records = Records(directory)
     restored, complaints = [], []
     nvml: Nvml | None = None
     try:
-        for uuid in records.uuids():
+        for uuid in sorted({*records.uuids(), *known}):
             try:
                 owned = records.own(uuid)
             except PowerError:
                 continue  # somebody keeps it
             try:
-                if owned.left:
+                if owned.left or uuid in known:
                     nvml = nvml or open_nvml()
                     nvml.gpu(uuid).unlock()
                     owned.forget()

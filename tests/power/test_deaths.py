@@ -64,6 +64,26 @@ def test_close_restores_what_a_stopped_guardian_keeps(clocks, standin, monkeypat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("spoil", ["removed", "another user's", "a link", "records removed"])
+def test_a_dead_guardians_clocks_come_back_without_its_records(clocks, standin, tmp_path, spoil):
+    directory = tmp_path / "clocks"
+    clocks.lock(standin.uuids[0], 1080)
+    standin.gpus[1].locked_min = standin.gpus[1].locked_max = 1215  # an operator's
+    kill(clocks)
+    if spoil == "another user's":
+        directory.chmod(0o777)
+    elif spoil == "records removed":
+        for path in directory.iterdir():
+            path.unlink()
+    else:
+        directory.rename(tmp_path / "elsewhere")
+        if spoil == "a link":
+            directory.symlink_to(tmp_path / "elsewhere")
+    assert clocks.close() == []
+    assert standin.locked == [0, 1215, 0, 0]
+
+
+@pytest.mark.long
 def test_signals_while_it_restores_do_not_end_it(clocks, standin):
     standin.gpus[0].switch_ms = 5
     clocks.lock(standin.uuids[0], 1080)
