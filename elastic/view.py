@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,13 @@ class View:
     def fleet(self) -> Fleet:
         """The members in the planner's form."""
         return Fleet.of(self.members, self.site)
+
+    @property
+    def peak_flops(self) -> float:
+        """The most floating-point operations a second of all members, as many as their hosts' processors can run; 0.0 if unknown."""
+        on_cpu = Counter(member.host for member in self.members if member.device == "cpu")
+        computing = sum(min(count, self.site.places.get(host, count)) for host, count in on_cpu.items())
+        return self.workload.peak_flops * (computing + len(self.members) - on_cpu.total())
 
     @property
     def copies(self) -> str:

@@ -15,6 +15,7 @@ from elastic.layout.layout import spread
 from elastic.layout.regions import LayerSpec, ModelSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest
+from elastic.plan.site import Site
 from elastic.plan.workload import LayerCost, Workload
 from elastic.view import Member, View
 
@@ -30,6 +31,16 @@ def view_of(workers: list[int], layers: int, stages: int | None = None, width: i
     layout = spread(model, [(stage.layers, stage.members) for stage in planned.stages])
     members = tuple(Member(worker=worker, host="host", address=f"unix:@elastic-{worker:016x}") for worker in workers)
     return View(epoch=3, attempt=1, members=members, plan=planned, layout=layout, workload=workload)
+
+
+def test_workers_that_share_processors_do_not_add_to_the_peak():
+    view = view_of([0, 1, 2, 3], 1)
+    members = tuple(replace(member, host="aaab"[place]) for place, member in enumerate(view.members))
+    fast = replace(view.workload, peak_flops=100.0)
+    view = replace(view, members=members, workload=fast, site=Site(places={"a": 2.0, "b": 8.0}))
+    assert view.peak_flops == 300.0
+    assert replace(view, members=tuple(replace(member, device="cuda") for member in members)).peak_flops == 400.0
+    assert view_of([0, 1], 1).peak_flops == 0.0
 
 
 @settings(max_examples=25, deadline=None)

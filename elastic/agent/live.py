@@ -50,6 +50,8 @@ def standing(coordinator: Coordinator) -> dict[str, Any]:
         "seconds": None if newest is None else newest.seconds,
         "samples_per_second": None if newest is None else newest.samples_per_second,
         "tokens_per_second": None if newest is None else newest.tokens_per_second,
+        "flops_per_second": None if newest is None else newest.flops_per_second,
+        "mfu": None if newest is None else newest.mfu,
         "layout": "" if view is None else view.plan.summary,
         "stages": [] if view is None else [[s.layers.start, s.layers.stop, list(s.members)] for s in view.plan.stages],
         "copies": "" if view is None else view.copies,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import model_input
+from elastic.engine.flops import FlopCount, eager, flops_of, may_compile
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.randomness import Generators
@@ -43,6 +44,10 @@ class SavedBytes:
             self.bytes += storage.nbytes()
         return tensor
 
+    def noted(self) -> AbstractContextManager[Any]:
+        """Returns a context in which the tensors that autograd saves are counted. Compiled code must not run in it."""
+        return torch.autograd.graph.saved_tensors_hooks(self.note, _same)
+
 
 @contextmanager
 def buffers_restored(model: LayeredModel) -> Iterator[None]:
@@ -63,12 +68,12 @@ def buffers_restored(model: LayeredModel) -> Iterator[None]:
 def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock = time.thread_time) -> LayerProfile:
     """Returns the fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
 
-    Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Then it splits backwards
-    in two parts (`split_backward`), and compares their gradients with those of whole ones. Parameters and buffers are restored, gradients
-    are dropped. `clock` returns seconds: by default CPU time of this thread, which other processes affect little.
+    Runs the whole model once to warm up, counting its operations, then once or, if that is quick, a few times, and takes the least times.
+    Then it splits backwards in two parts (`split_backward`), and compares their gradients with those of whole ones. Parameters and buffers
+    are restored, gradients are dropped. `clock` returns seconds: by default CPU time of this thread, which other processes affect little.
     """
     with buffers_restored(model):
-        _pass(model, loss, numerics, batch, clock)
+        saved, flops = _warm_up(model, loss, numerics, batch, clock)
         started, rows = clock(), _pass(model, loss, numerics, batch, clock)
         for _ in range(MOST_PASSES - 1):
             if clock() - started > ENOUGH_S:
@@ -76,7 +81,27 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clo
             for best, again in zip(rows, _pass(model, loss, numerics, batch, clock), strict=True):
                 best[:2] = map(min, best[:2], again[:2])
         parts = _split_pass(model, loss, numerics, batch, clock)
-        return [[*row, *(share * row[1] for share in parts.get(index, ()))] for index, row in enumerate(rows)]
+        split = [[share * row[1] for share in parts.get(index, (0.0, 0.0))] for index, row in enumerate(rows)]
+        return [[*row[:3], kept, *row[4:], *both, count] for row, kept, both, count in zip(rows, saved, split, flops, strict=True)]
+
+
+def _warm_up(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> tuple[list[float], list[int]]:
+    """Runs the whole model, and returns of each layer the bytes that autograd saves, and the operations, 0 if they cannot be counted.
+
+    Compiled code runs as it was written for this, and then once more: it cannot be looked into.
+    """
+    counts = [FlopCount() for _ in model.layers]
+    try:
+        with eager():
+            rows = _pass(model, loss, numerics, batch, clock, looks=True, counts=counts)
+        if may_compile():
+            _pass(model, loss, numerics, batch, clock)
+    except Exception:  # of code that cannot be counted, or of the model's: then it is raised again here
+        counts = [FlopCount(known=False) for _ in model.layers]
+        for parameter in model.root.parameters():
+            parameter.grad = None
+        rows = _pass(model, loss, numerics, batch, clock, looks=not may_compile())
+    return [row[3] for row in rows], flops_of(counts)
 
 
 def runners_of(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[LayerRunner], LossRunner]:
@@ -142,7 +167,10 @@ def _equal(some: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | 
     )
 
 
-def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> LayerProfile:
+def _pass(
+    model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock, *, looks: bool = False, counts: Sequence[FlopCount] = ()
+) -> LayerProfile:
+    """Returns the first fields of `LayerCost` for each layer, with the bytes that autograd saves only if it `looks` at them."""
     runners, loss_runner = runners_of(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
@@ -150,19 +178,22 @@ def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock
     for runner in runners:
         saved = SavedBytes(model.root.parameters())
         started = clock()
-        with torch.autograd.graph.saved_tensors_hooks(saved.note, _same):
+        with saved.noted() if looks else nullcontext(), counts[runner.index] if counts else nullcontext():
             run, crossing = runner.forward(0, 0, crossing)
         seconds, spec = clock() - started, model.spec.layers[runner.index]
         itemsize = spec.parameters[0].itemsize if spec.parameters else 0
         rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(size_of, crossing.tensors)), itemsize])
         runs.append(run)
     started = clock()
-    loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
-    gradients = loss_runner.backward(loss_run)
+    with counts[-1] if counts else nullcontext():
+        loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
+    with counts[-1].backward() if counts else nullcontext():
+        gradients = loss_runner.backward(loss_run)
     rows[-1][1] += clock() - started
     for runner in reversed(runners):
         started = clock()
-        gradients = runner.backward(0, 0, runs.pop(), gradients)
+        with counts[runner.index].backward() if counts else nullcontext():
+            gradients = runner.backward(0, 0, runs.pop(), gradients)
         rows[runner.index][1] += clock() - started
     for parameter in model.root.parameters():
         parameter.grad = None

@@ -10,6 +10,7 @@ import torch
 
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import model_input
+from elastic.engine.flops import FlopCount, counted, flops_of
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.profile import (
@@ -32,12 +33,13 @@ from elastic.memory.tensors import copy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """Seconds of a layer's forward and backward, and of both parts of a split backward; bytes that autograd keeps; and its output."""
+    """Seconds of a layer's forward and backward, and of both parts of a split backward; bytes that autograd keeps; operations; output."""
 
     forward_s: float
     backward_s: float
     saved: int
-    parts: tuple[float, ...]
+    parts: tuple[float, float]
+    count: FlopCount
     output: Crossing
 
 
@@ -50,6 +52,7 @@ def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: An
     runners, loss_runner = runners_of(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
+    counts: list[FlopCount] = []
     with buffers_restored(model):
         for runner in runners:
             kind = kind_of(runner.module, crossing)
@@ -60,14 +63,16 @@ def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: An
             crossing = found.output
             itemsize = spec.parameters[0].itemsize if spec.parameters else 0
             output = sum(map(size_of, crossing.tensors))
+            counts.append(found.count)
             rows.append([found.forward_s, found.backward_s, spec.size, found.saved, output, itemsize, *found.parts])
         rows[-1][1] += _loss_s(loss_runner, crossing, batch, clock)
     model.running.statistics.begin()
-    return rows
+    return [[*row, count] for row, count in zip(rows, flops_of(counts), strict=True)]
 
 
 def _layer(runner: LayerRunner, entering: Crossing, clock: Clock) -> _Measured:
     forward_s = backward_s = float("inf")
+    count = _counted(runner, entering)
     began, saved, output, gradients = clock(), 0, entering, ()
     for number in range(MOST_PASSES + 1):  # the first one warms up
         meter = SavedBytes(iter(runner.module.parameters()))
@@ -89,7 +94,24 @@ def _layer(runner: LayerRunner, entering: Crossing, clock: Clock) -> _Measured:
             began = clock()
     parts = split_parts(runner, _copied(entering), gradients, whole, clock)
     worth = parts is not None and parts[1] > WORTH_SPLITTING * backward_s
-    return _Measured(forward_s=forward_s, backward_s=backward_s, saved=saved, parts=parts if parts and worth else (), output=output)
+    return _Measured(
+        forward_s=forward_s, backward_s=backward_s, saved=saved, parts=parts if parts and worth else (0.0, 0.0), count=count, output=output
+    )
+
+
+def _counted(runner: LayerRunner, entering: Crossing) -> FlopCount:
+    """Counts the operations of a layer's forward and backward."""
+    count = FlopCount()
+    try:
+        with counted(count):
+            run, output = runner.forward(0, 0, _copied(entering))
+        with counted(count.backward()):
+            runner.backward(0, 0, run, _gradients(output))
+    except Exception:  # of code that cannot be counted, or of the model's: then it is raised again when it is measured
+        return FlopCount(known=False)
+    finally:
+        taken(runner)
+    return count
 
 
 def _copied(crossing: Crossing) -> Crossing:

@@ -94,6 +94,7 @@ def report_of(step: Step) -> Report:
         leader=True,
         stopped=step.stopped,
         skipped=step.skipped,
+        mfu=step.mfu,
     )
 
 

@@ -67,8 +67,9 @@ class Lazy:
 def values_of(report: Report) -> dict[str, float]:
     """Returns the metrics of a step by name."""
     rate = {"tokens_per_second": report.tokens_per_second} if report.tokens_per_second else {}
+    used = {} if report.mfu is None else {"mfu": report.mfu}
     common = {"loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": report.samples_per_second}
-    return {**common, **rate, "workers": report.workers, "epoch": report.epoch}
+    return {**common, **rate, **used, "workers": report.workers, "epoch": report.epoch}
 
 
 class _Logger(Callback):

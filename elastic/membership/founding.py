@@ -23,7 +23,8 @@ _EQUAL = ("fingerprint", "model", "settings", "micro_batches", "grains", "digest
 class Ready:
     """The announcement of a worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` for each layer.
 
-    `state_bytes` is the optimizer's state for one parameter element. The process may use `memory` bytes (None: its share of the host's);
+    Its device does `peak_flops` operations a second at most (0: unknown, or not measured). `state_bytes` is the optimizer's state for one
+    parameter element. The process may use `memory` bytes (None: its share of the host's);
     it uses `base` of them before it holds a layer, and `whole` with the whole model, as a spare does. `link` is
     `[latency_s, bytes_per_s]` of a message within its host, if measured. It may use `device_memory` bytes of its device, if it has one.
     `checkpoint` names the checkpoint that a founder would resume from. `code` holds the user's modules, in the form of
@@ -40,6 +41,7 @@ class Ready:
     settings: dict[str, Any]
     state_bytes: float = 0.0
     profile: list[list[float]] | None = None
+    peak_flops: float = 0.0
     link: list[float] | None = None
     memory: int | None = None
     base: int = 0
@@ -88,7 +90,13 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     if profile is None:
         raise MismatchError(f"none of the workers {sorted(ready)} measured its layers, which the plan needs")
     state_bytes = max(each.state_bytes for each in ready.values())
-    workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains, state_bytes=state_bytes)
+    workload = Workload(
+        layers=costs(profile),
+        micro_batches=first.micro_batches,
+        grains=first.grains,
+        state_bytes=state_bytes,
+        peak_flops=max(each.peak_flops for each in ready.values()),
+    )
     links = {
         pair(each.host, each.host): LinkSpeed(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link
     }

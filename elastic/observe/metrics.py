@@ -34,6 +34,8 @@ class Metrics:
         self._norm = gauge("gradient_norm", "Norm of the gradient of the newest step, before clipping.")
         self._samples = counter("samples", "Samples of committed steps.")
         self._tokens = counter("tokens", "Tokens of committed steps, where the model's input is token ids.")
+        self._flops = gauge("model_flops_per_second", "Floating-point operations of the model, a second; 0 if unknown.")
+        self._mfu = gauge("mfu", "Model FLOPs utilization of the newest step, from 0 to 1; NaN if the peak or the operations are unknown.")
         self._epoch = gauge("epoch", "The number of the view: it grows with each change of the members.")
         self._workers = gauge("workers", "Workers that train.")
         self._spares = gauge("spares", "Processes that wait to replace a worker.")
@@ -97,6 +99,8 @@ class Metrics:
         self._loss.set(nan if step.loss is None else step.loss)
         self._norm.set(nan if step.grad_norm is None else step.grad_norm)
         self._rate.set(step.lr)
+        self._flops.set(step.flops_per_second)
+        self._mfu.set(nan if step.mfu is None else step.mfu)
         if step.seconds is not None:
             self._seconds.observe(step.seconds)
 

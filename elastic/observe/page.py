@@ -16,6 +16,8 @@ from elastic.observe.activity import RECOVERY_PHASES
 from elastic.observe.drawing import LEFT, WIDTH, Scale
 from elastic.observe.incident import Incident
 from elastic.observe.journal import LinesReader
+from elastic.observe.step_log import utilization
+from elastic.observe.top import operations
 
 _FILES = Path(__file__).parent / "report_page"
 STYLE = _FILES / "style.css"
@@ -58,6 +60,7 @@ def page(directory: RunDirectory, job: str = "") -> str:
         loss=_loss(steps),
         speed=_speed(steps, first, scale, marks),
         unit=_unit(steps),
+        used=_used(steps, first, scale, marks),
         layout=_layout(events, first, last, scale),
         memory=_memory(steps, first, scale, marks),
         phases=_PHASES,
@@ -106,7 +109,32 @@ def _tiles(steps: Sequence[Line], found: Sequence[tuple[float, Incident]], secon
         (f"{rates[len(rates) // 2]:,.0f}" if rates else "-", f"{_unit(steps)}, median step"),
         (f"{len(found)}", f"incidents, {stall:.1f} s stalled"),
         (_size(memory) if memory else "-", "largest worker's memory"),
+        *_achieved(steps),
     ]
+
+
+def _achieved(steps: Sequence[Line]) -> list[tuple[str, str]]:
+    """Returns the tile of the model's floating-point operations: their share of the peak, or if that is unknown their rate."""
+    shares, rates = (
+        sorted(_shares(steps)),
+        sorted(each["flops"] / each["seconds"] for each in steps if each.get("flops") and each["seconds"]),
+    )
+    if shares:
+        return [(f"{shares[len(shares) // 2]:.1%}", f"MFU, median step; {operations(rates[len(rates) // 2])}/s")]
+    return [(f"{operations(rates[len(rates) // 2])}/s", "median step; the devices' peak is unknown")] if rates else []
+
+
+def _shares(steps: Sequence[Line]) -> list[float]:
+    return [share for line in steps if (share := _share(line)) is not None]
+
+
+def _share(line: Line) -> float | None:
+    return utilization(line.get("flops", 0), line["seconds"], line.get("peak_flops", 0.0))
+
+
+def _used(steps: Sequence[Line], first: float, scale: Scale, marks: Sequence[str]) -> str:
+    points = [(line["at"] - first, share) for line in steps if (share := _share(line)) is not None]
+    return drawing.chart(points, scale, "second", "MFU over time", lambda value: f"{value:.3g}", zero=True, marks=marks) if points else ""
 
 
 def _loss(steps: Sequence[Line]) -> str:

@@ -23,7 +23,8 @@ class Step:
     """One committed step; values that are not finite numbers are None.
 
     `at` is the time of day when it was handed out, `seconds` how long it took, `of` the number of steps of the loop. `samples` and `tokens`
-    are those of its batch (0 tokens: unknown).
+    are those of its batch (0 tokens: unknown). `flops` is the number of floating-point operations that the model needs for it, and
+    `peak_flops` what all devices together can do in a second; 0 if unknown.
     """
 
     step: int
@@ -40,6 +41,8 @@ class Step:
     of: int
     stopped: bool = False
     skipped: str | None = None
+    flops: int = 0
+    peak_flops: float = 0.0
 
     def to_row(self) -> list[Any]:
         """Returns the values in the order of the fields."""
@@ -57,6 +60,21 @@ class Step:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def flops_per_second(self) -> float:
+        """Achieved floating-point operations a second; 0.0 if unknown."""
+        return self.flops / self.seconds if self.seconds else 0.0
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization, from 0 to 1; None if it is unknown."""
+        return utilization(self.flops, self.seconds, self.peak_flops)
+
+
+def utilization(flops: float, seconds: float | None, peak_flops: float) -> float | None:
+    """Returns the share of the peak that was achieved; None if operations, seconds or peak are unknown."""
+    return flops / seconds / peak_flops if flops and seconds and peak_flops else None
 
 
 def finite(value: float) -> float | None:

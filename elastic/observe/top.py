@@ -35,12 +35,18 @@ def _head(live: Mapping[str, Any], now: float | None) -> list[RenderableType]:
     rate = (
         f"{live['tokens_per_second']:,.0f} tokens/s" if live["tokens_per_second"] else f"{live['samples_per_second'] or 0:,.1f} samples/s"
     )
-    pace = "" if live["seconds"] is None else f"  {live['seconds']:.3g} s a step  {rate}"
+    pace = "" if live["seconds"] is None else f"  {live['seconds']:.3g} s a step  {rate}{_achieved(live)}"
     first = Text(f"{live['job']}: {phase}{age}", style="bold")
     memory = sum(each["memory"] or 0 for each in live["workers"])
     second = f"{step}{loss}{pace}"
     third = f"epoch {live['epoch']}  {live['layout']}  {live['incidents']} incidents  {size(memory)} in all"
     return [first, *(Text(line, no_wrap=True, overflow="ellipsis") for line in (second, third))]
+
+
+def _achieved(live: Mapping[str, Any]) -> str:
+    """Returns what is known of the operations that the model's steps do: the rate, and its share of the peak."""
+    share = "" if live["mfu"] is None else f" ({live['mfu']:.1%} MFU)"
+    return f"  {operations(live['flops_per_second'])}/s{share}" if live["flops_per_second"] else ""
 
 
 def _hosts(live: Mapping[str, Any]) -> Text:
@@ -65,15 +71,16 @@ def _workers(live: Mapping[str, Any], room: int) -> Table:
         rows = sorted(rows, key=lambda row: (not row[1], row[0]["worker"]))[:room]
     more = len(live["workers"]) - len(rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    for name in ("worker", "host", "stage", "doing", "step", "for", "step time", "memory"):
+    for name in ("worker", "pid", "host", "stage", "doing", "step", "for", "step time", "memory"):
         table.add_column(name, no_wrap=True, header_style="dim")
     for each, trouble in rows:
         stage = "spare" if each["spare"] else str(stages.get(each["worker"], ""))
-        words = [str(each["worker"]), each["host"], stage, _doing(each), "" if each["step"] is None else str(each["step"])]
+        pid, step = ("" if each[name] is None else str(each[name]) for name in ("pid", "step"))
+        words = [str(each["worker"]), pid, each["host"], stage, _doing(each), step]
         words += [seconds(each["for_s"]), seconds(each["step_s"]), "" if each["memory"] is None else size(each["memory"])]
         table.add_row(*words, style="yellow" if trouble else "")
     if more > 0:
-        table.add_row("...", f"and {more} more")
+        table.add_row("...", "", f"and {more} more")
     return table
 
 
@@ -100,6 +107,14 @@ def _links(live: Mapping[str, Any], most: int) -> list[str]:
     latency = lambda value: "" if value is None else f", {value * 1000:.2g} ms"  # noqa: E731
     words = [f"{a}-{b} {size(rate)}/s{latency(late)}" for a, b, late, rate in slowest]
     return [f"slowest links: {'; '.join(words)}"] if words else []
+
+
+def operations(count: float) -> str:
+    """Formats a number of floating-point operations."""
+    for unit, factor in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} FLOP"
 
 
 def size(count: float) -> str:

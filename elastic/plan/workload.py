@@ -17,7 +17,8 @@ class LayerCost:
     """Costs of one layer for one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
 
     `output_bytes` is the size of the output to the next layer; an element of a parameter has `item_bytes`. If the backward can be split,
-    its two parts take `input_s`, for the gradient of the layer's input, and `weight_s`, for the rest; else both are 0.
+    its two parts take `input_s`, for the gradient of the layer's input, and `weight_s`, for the rest; else both are 0. `flops` counts the
+    floating-point operations, forward and backward, 0 if they are unknown; plans do not depend on it.
     """
 
     forward_s: float
@@ -28,6 +29,7 @@ class LayerCost:
     item_bytes: int = 4
     input_s: float = 0.0
     weight_s: float = 0.0
+    flops: int = 0
 
     def __post_init__(self) -> None:
         for field in _FIELDS:
@@ -48,13 +50,15 @@ _FIELDS = tuple(field.name for field in fields(LayerCost))
 class Workload:
     """The layers in order, the micro-batches of a step, and the grains: equal runs of consecutive micro-batches, the unit of routing.
 
-    The optimizer keeps `state_bytes` for each element of a parameter.
+    The optimizer keeps `state_bytes` for each element of a parameter. A worker's device does `peak_flops` floating-point operations a
+    second at most; 0 if unknown.
     """
 
     layers: tuple[LayerCost, ...]
     micro_batches: int
     grains: int
     state_bytes: float = 0.0
+    peak_flops: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -64,6 +68,11 @@ class Workload:
                 f"{self.micro_batches} micro-batches cannot be cut into {self.grains} grains of equal size: choose a divisor, "
                 f"such as {default_grains(max(self.micro_batches, 1))}"
             )
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of a step; 0 if those of a layer are unknown."""
+        return self.micro_batches * sum(layer.flops for layer in self.layers)
 
     def micro_batches_of(self, grain: int) -> range:
         """Returns the micro-batches of one grain."""
@@ -85,6 +94,7 @@ class Workload:
             "micro_batches": self.micro_batches,
             "grains": self.grains,
             "state_bytes": self.state_bytes,
+            "peak_flops": self.peak_flops,
         }
 
     @classmethod

@@ -14,7 +14,8 @@ class Report:
     `stopped`: the job was asked to stop, and this step is its last. `skipped` is the reason why the step was skipped (`on_nonfinite=`).
     `copy_wait_s`: how many seconds the step waited on this worker for the copy of the state in host memory; 0.0 on the CPU, and wherever
     the copy is over before the step's gradients are. `losses` are those of the updates of a step of a plain loop that makes several, in
-    order; then `loss`, `lr` and `grad_norm` are the last one's.
+    order; then `loss`, `lr` and `grad_norm` are the last one's. `mfu`, from 0 to 1, is the share of what the devices can do at most that
+    the model's floating-point operations took (model FLOPs utilization); None if either is unknown.
     """
 
     step: int
@@ -31,3 +32,4 @@ class Report:
     skipped: str | None = None
     copy_wait_s: float = 0.0
     losses: tuple[float, ...] = ()
+    mfu: float | None = None

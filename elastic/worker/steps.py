@@ -12,7 +12,7 @@ from elastic.engine import randomness
 from elastic.engine.decision import Apply
 from elastic.errors import TrainerError
 from elastic.observe.activity import CHECKPOINT
-from elastic.observe.step_log import Step, finite
+from elastic.observe.step_log import Step, finite, utilization
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.job import Job
@@ -180,6 +180,7 @@ class Steps:
         self._runtime.handed_out()
 
     def _note(self, answer: Apply, report: Report, steps: int) -> None:
+        view = self._runtime.engine.view
         self._job.steps.note(
             Step(
                 step=answer.step,
@@ -196,6 +197,8 @@ class Steps:
                 of=steps,
                 stopped=answer.stop,
                 skipped=answer.skipped,
+                flops=view.workload.flops,
+                peak_flops=view.peak_flops,
             )
         )
 
@@ -216,6 +219,7 @@ class Steps:
             stopped=answer.stop,
             skipped=answer.skipped,
             copy_wait_s=self._copy_wait_s(),
+            mfu=utilization(view.workload.flops, finite(seconds), view.peak_flops),
         )
 
     def _copy_wait_s(self) -> float:

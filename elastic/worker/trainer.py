@@ -26,6 +26,7 @@ from elastic.engine.loss_scale import LossScale
 from elastic.engine.model import LayeredModel, split
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
+from elastic.engine.peak import peak
 from elastic.engine.placement import place_model, place_state
 from elastic.engine.probe import probe
 from elastic.engine.profile_apart import measure_apart
@@ -252,6 +253,11 @@ class Trainer:
         if self._job.gpu is None and torch.cuda.is_initialized():
             self._job.use_gpu(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
 
+    def _peak_flops(self) -> float:
+        """Returns the most operations a second of this worker's device, of products in the type that the model computes in."""
+        largest = max(self._model.root.parameters(), key=lambda parameter: parameter.numel())
+        return peak(self._training.numerics.autocast or largest.dtype, self._job.settings.workers_per_device)
+
     def _measured(self) -> profile.LayerProfile:
         """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
         clock = time.thread_time if self._job.gpu is None and device.on_host() else device.clock
@@ -269,6 +275,7 @@ class Trainer:
             "model": {**self._model.spec.to_json(), **self._model.built_alike()},
             "digest": self._model.digest(),
             "profile": self._measured() if measures else None,
+            "peak_flops": self._peak_flops() if measures else 0.0,
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "whole": host.anonymous_bytes(),

@@ -34,7 +34,9 @@ def value(metrics: Metrics, sample: str) -> float:
 
 def test_what_happens_is_counted():
     metrics = Metrics("mine")
-    metrics.seen({"what": "steps", "rows": [step(0, tokens=100).to_row(), step(1, loss=None, seconds=None).to_row()]})
+    metrics.seen(
+        {"what": "steps", "rows": [step(0, tokens=100, seconds=None).to_row(), step(1, loss=None, flops=10, peak_flops=80.0).to_row()]}
+    )
     incident = Incident(kind="death", stall_ms=1500.0, running_ms=40.0, steps_redone=1, bytes_moved=77).to_json()
     metrics.seen({"what": "incident", "incident": incident})
     metrics.seen(VIEW)
@@ -45,6 +47,8 @@ def test_what_happens_is_counted():
         "elastic_step": 1,
         "elastic_tokens_total": 100,
         "elastic_step_seconds_count": 1,
+        "elastic_model_flops_per_second": 20,
+        "elastic_mfu": 0.25,
         "elastic_stall_seconds_total": 1.5,
         'elastic_incidents_total{kind="death"}': 1,
         'elastic_job_info{job="mine",layout="[0-1]x2"}': 1,

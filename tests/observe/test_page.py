@@ -70,6 +70,18 @@ def test_the_page_shows_the_run_and_needs_no_network(directory):
     assert text.count("<polyline") == 3, "loss, throughput, memory"
 
 
+def test_the_page_shows_mfu_or_if_the_peak_is_unknown_the_rate(directory):
+    assert "MFU" not in page(directory)
+    log, more = StepLog(directory.steps), {"of": 9, "seconds": 0.5, "flops": 10**9}
+    log.new([step(number, at=20.0 + number, **more) for number in range(8, 12)])
+    assert "<b>2 GFLOP/s</b>" in page(directory)
+    log.new([step(number, at=20.0 + number, **more, peak_flops=8e9) for number in range(12, 20)])
+    text = page(directory)
+    assert "<b>25.0%</b>" in text
+    assert "MFU, over time" in text
+    assert text.count("<polyline") == 4
+
+
 def test_a_run_without_a_step_has_a_page_too(tmp_path):
     Journal(tmp_path / "events.jsonl").note("view", epoch=1, layout="[0]x1", workers=[0])
     assert "No step was committed." in page(RunDirectory(tmp_path))
@@ -99,7 +111,15 @@ def worker(number: int, **more: Any) -> dict[str, Any]:
 def live(*workers: dict[str, Any]) -> dict[str, Any]:
     job = {"job": "mine", "phase": "running", "at": 0.0, "epoch": 1, "step": 5, "of": 10, "loss": 1.0, "seconds": 0.5, "incidents": 0}
     host = {"name": "a", "room": 2, "spares": 0, "rack": None, "draining": False}
-    rest = {"samples_per_second": 16.0, "tokens_per_second": 0.0, "layout": "[0-1]x2", "coordinator": "a", "hosts": [host]}
+    rest = {
+        "samples_per_second": 16.0,
+        "tokens_per_second": 0.0,
+        "flops_per_second": 0.0,
+        "mfu": None,
+        "layout": "[0-1]x2",
+        "coordinator": "a",
+        "hosts": [host],
+    }
     return {**job, **rest, "stages": [[0, 2, [0, 1]]], "workers": [*workers], "links": [[0, 1, 0.001, 1e9]]}
 
 
@@ -114,6 +134,9 @@ def test_top_shows_workers_links_and_events():
     text = text_of(live(worker(0), worker(1, phase="ready", micro_batch=None, waits_for=0)))
     for words in ("step 6 of 10  loss 1.0000", "forward 2", "ready, waits for 0", "0-1 1 GB/s, 1 ms", "an event", "2 GB in all"):
         assert words in text, words
+    assert "FLOP" not in text
+    assert "16.0 samples/s  3 GFLOP/s (12.5% MFU)" in text_of({**live(), "flops_per_second": 3e9, "mfu": 0.125})
+    assert "16.0 samples/s  3 GFLOP/s\n" in text_of({**live(), "flops_per_second": 3e9})
     assert "as of 9 s ago" in text_of(live(), now=9.0)
     assert "mine: has ended" in text_of(live(), now=None)
 

@@ -70,12 +70,16 @@ function curve(svg, points) {
   put("text", { class: "axis", x: left, y: 144 }, `step ${number(first)}`);
   put("text", { class: "axis", x: right, y: 144, "text-anchor": "end" }, number(last));
 }
+function achieved(job) {
+  if (job.mfu !== null) return [[`${(100 * job.mfu).toFixed(1)} %`, "MFU"]];
+  return job.flops_per_second ? [[`${+(job.flops_per_second / 1e9).toPrecision(3)}`, "GFLOP/s"]] : [];
+}
 function tiles(job) {
   const rate = job.tokens_per_second ? [number(job.tokens_per_second), "tokens/s"] : [number(job.samples_per_second ?? 0, 1), "samples/s"];
   const memory = job.workers.reduce((sum, each) => sum + (each.memory ?? 0), 0);
   const found = [[job.step === null ? "-" : `${number(job.step + 1)} of ${number(job.of)}`, "step"],
     [job.loss === null ? "-" : job.loss.toFixed(4), "loss"], rate, [seconds(job.seconds) || "-", "a step"],
-    [String(job.workers.filter((each) => !each.spare).length), "workers"], [String(job.epoch), "epoch"],
+    ...achieved(job), [String(job.workers.filter((each) => !each.spare).length), "workers"], [String(job.epoch), "epoch"],
     [String(job.incidents), "incidents"], [size(memory), "memory of all workers"]];
   at("tiles").replaceChildren(...found.map(([value, name]) => {
     const made = make("div", undefined, "tile");

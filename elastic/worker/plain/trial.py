@@ -20,6 +20,7 @@ from torch import nn
 
 from elastic.engine import randomness
 from elastic.engine.bit_equality import same
+from elastic.engine.flops import FlopCount, counted, flops_of, may_compile
 from elastic.engine.model import LayeredModel
 from elastic.engine.profile import LayerProfile, SavedBytes, buffers_restored
 from elastic.errors import TrainerError
@@ -33,7 +34,7 @@ _FACTOR, _TERM = 1 + 2**-6, 2**-8  # an update of parameters, as far as a trial 
 
 
 class Trial:
-    """Runs the body on the first micro-batch of step 0: once, or twice if this worker measures the costs; once for each part at least.
+    """Runs the body on the first micro-batch of step 0: once, or a few times if this worker measures the costs; once for each part at least.
 
     `parameters` are those of each optimizer.
     """
@@ -47,16 +48,21 @@ class Trial:
         self.clip_norms: list[float | None] = []
         self.weighs: list[bool] = []
         self.cost: LayerProfile = []
+        self._saved, self._count = SavedBytes(iter(())), FlopCount(known=False)  # of a step with several updates no operations are told
 
     def run(self, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]) -> Iterator[Any]:
         """Yields the micro-batch for each run. `opened` and `closed` are called around the body."""
         if len(self._parameters) > 1:
             yield from self._show_parts(opened, closed)
         else:
-            for _ in range(2 if self._measures else 1):
-                yield from self._run(ONE, 0, opened, closed)
+            for number in range(self._runs()):
+                yield from self._run(ONE, 0, opened, closed, looks=number == 0)
         if self._layered.running.statistics.names and "torch._dynamo" in sys.modules:
             torch._dynamo.reset()  # code compiled without the hooks of running statistics would never call them
+
+    def _runs(self) -> int:
+        """Returns how often the body is run: to count operations, to compile it if that may be wanted, and to time it."""
+        return 1 if not self._measures else 3 if may_compile() else 2
 
     def _show_parts(self, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]) -> Iterator[Any]:
         before = [[copy(each.detach()) for each in own] for own in self._parameters]
@@ -97,11 +103,18 @@ class Trial:
             )
 
     def _run(
-        self, parts: Parts | None, live: int | None, opened: Callable[[Iteration], None], closed: Callable[[], Iteration]
+        self,
+        parts: Parts | None,
+        live: int | None,
+        opened: Callable[[Iteration], None],
+        closed: Callable[[], Iteration],
+        looks: bool = True,
     ) -> Iterator[Any]:
-        saved = SavedBytes(self._layered.root.parameters())
-        hooks = torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor) if self._measures else nullcontext()
-        with randomness.kept(), buffers_restored(self._layered), hooks:
+        looks = looks and self._measures
+        if looks:
+            self._saved, self._count = SavedBytes(self._layered.root.parameters()), FlopCount(known=parts is ONE)
+        counting = counted(self._count) if looks and parts is ONE else nullcontext()
+        with randomness.kept(), buffers_restored(self._layered), self._saved.noted() if looks else nullcontext(), counting:
             contents = self._stream.load(0, 0)
             randomness.seed_all(self._seed, 0, 0, 0)
             opened(Iteration(kind=Kind.TRIAL, step=0, micro_batch=0, parts=parts, live=live))
@@ -109,7 +122,7 @@ class Trial:
             done = closed()
         self.parts = done.shown
         self.clip_norms, self.weighs = [part.clip_norm for part in done.run], [part.weight is not None for part in done.run]
-        self.cost = [self._cost(done, saved.bytes)]
+        self.cost = [[*self._cost(done, self._saved.bytes), *flops_of([self._count])]]
 
     def _cost(self, done: Iteration, saved: int) -> list[float]:
         spec = self._layered.spec.layers[0]
@@ -117,7 +130,7 @@ class Trial:
         itemsize = spec.parameters[0].itemsize if spec.parameters else 0
         loss = done.part.losses[0]
         forward_s, backward_s = done.backward_at - done.began, done.ended - done.backward_at
-        return [forward_s, backward_s, spec.size, saved, loss.numel() * loss.element_size(), itemsize]
+        return [forward_s, backward_s, spec.size, saved, loss.numel() * loss.element_size(), itemsize, 0.0, 0.0]
 
 
 def _alike(one: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bool:
