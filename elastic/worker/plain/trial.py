@@ -34,7 +34,7 @@ _FACTOR, _TERM = 1 + 2**-6, 2**-8  # an update of parameters, as far as a trial 
 
 
 class Trial:
-    """Runs the body on the first micro-batch of step 0: once, or a few times if this worker measures the costs; once for each part at least.
+    """Runs the body on the first micro-batch of step 0: once, or more often if this worker measures the costs; at least once for each part.
 
     `parameters` are those of each optimizer.
     """
