@@ -75,7 +75,10 @@ class Clocks:
                 ),
                 condition=Condition.UNKNOWN.value,
             )
-        self._channel = self._connected()
+        try:
+            self._channel = self._connected()
+        except PowerError as error:
+            raise PowerError("; ".join([*complaints, str(error)]), condition=error.condition) from error
         return complaints
 
     def close(self) -> list[str]:
@@ -92,11 +95,11 @@ class Clocks:
 
         Returns sentences on clocks that cannot be restored.
         """
-        guarded, locked = self._guardian is not None, sorted(self._locked)
+        guardian, locked = self._guardian, sorted(self._locked)
         self._end()
         self._locked.clear()
-        if guarded:
-            restored, complaints = _restored(self._directory, locked)
+        if guardian is not None:  # one that was asked to end has restored what has no record any more
+            restored, complaints = _restored(self._directory, locked if guardian.returncode != 0 else [])
             self.restored += restored
             return complaints
         if not locked:
@@ -167,7 +170,7 @@ def _restored(directory: Path, locked: list[str]) -> tuple[list[str], list[str]]
         nvml.close()
     except PowerError as error:
         return [], [why, str(error)]
-    return locked, []
+    return locked, [] if locked else [why]
 
 
 def _answer(channel: Channel, seconds: float) -> Message:

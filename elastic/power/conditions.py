@@ -92,8 +92,8 @@ def condition_of(code: int) -> Condition:
     return _OF_CODE.get(code, Condition.UNKNOWN)
 
 
-def power_error(condition: Condition, what: str, detail: str = "") -> PowerError:
-    """Makes the error: what could not be done, its condition with NVML's own words, and what to do."""
-    advice = _ADVICE.get(condition)
+def power_error(condition: Condition, what: str, detail: str = "", advice: str | None = None) -> PowerError:
+    """Makes the error: what could not be done, its condition with NVML's own words, and what to do (the condition's advice by default)."""
+    advice = advice or _ADVICE.get(condition)
     said = f"{what}: {condition.value}{f' ({detail})' if detail else ''}"
     return PowerError(said + (f"; {advice}" if advice else ""), condition=condition.value)

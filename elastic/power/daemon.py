@@ -119,7 +119,8 @@ class Daemon:
         sock, _ = self._listener.accept()
         pid, user = user_of(sock)
         if user not in self._users or len(self._clients) >= _MOST_CLIENTS:
-            why = f"user {user} may not set clocks here" if user not in self._users else "too many sessions"
+            unknown = f"user {user} may not set clocks here: start it with --user {user} too"
+            why = unknown if user not in self._users else f"it has {_MOST_CLIENTS} sessions already: end some of their jobs"
             with suppress(OSError):
                 send(sock, {"type": "unusable", "condition": Condition.NO_PERMISSION.value, "why": f"the power daemon refuses: {why}"})
             sock.close()

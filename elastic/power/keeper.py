@@ -35,7 +35,8 @@ class Keeper:
         if uuid in self._owned:
             return
         if self._allowed is not None and uuid not in self._allowed:
-            raise power_error(Condition.NO_PERMISSION, f"GPU {uuid} is not on the list of this daemon")
+            advice = f"start it with --gpu {uuid} too"
+            raise power_error(Condition.NO_PERMISSION, f"GPU {uuid} is not on the list of the power daemon", advice=advice)
         gpu = self._nvml.gpu(uuid)
         owned = self._records.own(uuid)
         try:

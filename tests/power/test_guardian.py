@@ -300,6 +300,41 @@ def test_the_daemon_restores_a_clock_later_if_its_gpu_was_lost(standin, socket_p
         power.end()
 
 
+@pytest.mark.long
+def test_a_daemon_that_is_killed_is_named_with_the_clocks_that_it_left(standin, socket_path, tmp_path):
+    power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+    try:
+        clocks = Clocks("a", tmp_path / "clocks", socket_path)
+        clocks.lock(standin.uuids[0], 1080)
+        power.end(signal.SIGKILL)
+        socket_path.unlink()
+        (complaint,) = clocks.renew()  # to a guardian of this user, who may not touch the lock
+        assert "the power daemon has ended or does not answer" in complaint
+        assert standin.uuids[0] in complaint
+        with pytest.raises(PowerError, match="start `elastic power-daemon` as root"):
+            clocks.lock(standin.uuids[1], 1080)
+        assert clocks.close() == []
+        assert standin.locked[0] == 1080
+    finally:
+        power.end()
+    power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+    assert restored(standin, 5.0)
+    power.end()
+
+
+@pytest.mark.long
+def test_a_successor_that_cannot_start_does_not_hide_what_is_left(standin, socket_path, tmp_path):
+    power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+    clocks = Clocks("a", tmp_path / "clocks", socket_path)
+    clocks.lock(standin.uuids[0], 1080)
+    power.end(signal.SIGKILL)
+    (tmp_path / "clocks").mkdir()
+    (tmp_path / "clocks").chmod(0o777)
+    with pytest.raises(PowerError, match=r"the power daemon has ended or does not answer: .*; records of clocks cannot be kept"):
+        clocks.renew()
+    assert clocks.close() == []
+
+
 def test_the_daemon_says_why_it_cannot_listen(standin, tmp_path):
     for path in (tmp_path / ("x" * 200), tmp_path / "no" / "socket"):
         with pytest.raises(SettingsError, match=r"cannot listen at .*: (AF_UNIX path too long|No such file or directory); run it as root"):
