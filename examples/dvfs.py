@@ -110,6 +110,7 @@ def trained(mode: Mode, standin: StandIn, base: Path, arguments: argparse.Namesp
         "steps": arguments.steps,
         "micro_batches": arguments.micro_batches,
     }
+    print(f"it trains; meanwhile: elastic energy {directory / 'run'} --svg frontier.svg", flush=True)
     with Watcher(standin, directory / "run", kills=kills) as watcher:
         result = elastic.run(
             train,
