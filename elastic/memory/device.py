@@ -59,12 +59,6 @@ def placed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.device == _device else tensor.to(_device)
 
 
-def synchronize() -> None:
-    """Waits until all work that this process has given to its device is done."""
-    if _device is not CPU:
-        module(_device).synchronize(_device)
-
-
 def free_bytes() -> tuple[int, int] | None:
     """Returns how many bytes of the device's memory are free, and how many it has; None on the CPU, or if nobody knows."""
     found = None if _device is CPU else getattr(module(_device), "mem_get_info", None)
@@ -142,8 +136,9 @@ def unpin(address: int) -> None:
 
 
 def clock() -> float:
-    """Returns wall-clock seconds once the device has done all that it was given."""
-    synchronize()
+    """Returns wall-clock seconds once the device has computed what it was given; copies beside the computation are not waited for."""
+    if _device is not CPU:
+        torch.accelerator.current_stream(_device).synchronize()
     return time.perf_counter()
 
 

@@ -148,7 +148,7 @@ def read_before_it_arrived() -> Any:
     source = torch.zeros(64, pin_memory=True)
     target, stream = torch.ones(64, device=ON), torch.Stream(device=ON)
     torch.Event(device=ON).record()
-    device.synchronize()
+    torch.accelerator.synchronize(ON)
     with stream:
         target.copy_(source, non_blocking=True)
     return target + 1
