@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from elastic.membership.founding import Ready, found
+from elastic.settings import JobSettings
 from elastic.view import View
 from elastic.worker import job as jobs
 from elastic.worker.told_steps import ToldSteps
@@ -37,6 +38,7 @@ class FakeJob:
     joins = False
     segments: dict[int, Any] = {}  # noqa: RUF012
     threads = 1
+    settings = JobSettings(name="test", workers=1, train_fn="m:f", isa="default")
     trace = None
     trains = False  # tests make one Trainer after the other
     steps = ToldSteps(lambda _: None, lambda: False)
