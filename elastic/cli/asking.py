@@ -15,8 +15,8 @@ from elastic.cli.asker import Asker, Files
 from elastic.errors import ElasticError
 
 Job = Annotated[str, typer.Argument(help="The job's name.")]
-Etcd = Annotated[str, typer.Option(help="As for `elastic agent`.")]
-Secret = Annotated[Path, typer.Option(help="A file with the job's secret.")]
+Etcd = Annotated[str | None, typer.Option(help="As for `elastic agent`.")]
+Secret = Annotated[Path | None, typer.Option(help="A file with the job's secret.")]
 File = Annotated[Path | None, typer.Option(help="As for `elastic agent`.")]
 
 
@@ -26,13 +26,17 @@ _COPIES = {
     "workers": "each with another worker of the same host",
     "": "none: the state of workers is in the memory of their own host, which outlives them",
 }
+_SEVERAL = (
+    "a job of several hosts is asked with --etcd and --secret-file, as its agents were started. A job of one host has no etcd of its own "
+    "that answers: look at it with `elastic top {job}`, and stop it with Ctrl-C, or SIGTERM to its `elastic run`"
+)
 _APART = "each on another host, and in another rack as long as there are enough"
 
 
 def status(
     job: Job,
-    etcd: Etcd,
-    secret_file: Secret,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     etcd_ca: File = None,
     etcd_cert: File = None,
@@ -74,8 +78,8 @@ def _copies(told: dict[str, Any]) -> str:
 def scale(
     job: Job,
     workers: Annotated[int, typer.Argument(help="How many workers the job should have, on all hosts together.")],
-    etcd: Etcd,
-    secret_file: Secret,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
     etcd_ca: File = None,
     etcd_cert: File = None,
     etcd_key: File = None,
@@ -92,8 +96,8 @@ def scale(
 def drain(
     job: Job,
     host: Annotated[str, typer.Argument(help="The host's name, as `elastic status` shows it.")],
-    etcd: Etcd,
-    secret_file: Secret,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
     etcd_ca: File = None,
     etcd_cert: File = None,
     etcd_key: File = None,
@@ -110,8 +114,8 @@ def drain(
 def kill(
     job: Job,
     worker: Annotated[int, typer.Argument(help="The worker's number, as `elastic top` shows it.")],
-    etcd: Etcd,
-    secret_file: Secret,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
     etcd_ca: File = None,
     etcd_cert: File = None,
     etcd_key: File = None,
@@ -127,8 +131,8 @@ def kill(
 
 def stop(
     job: Job,
-    etcd: Etcd,
-    secret_file: Secret,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
     etcd_ca: File = None,
     etcd_cert: File = None,
     etcd_key: File = None,
@@ -146,8 +150,11 @@ def _say(told: dict[str, Any]) -> None:
     print(told["said"])
 
 
-def _asked(job: str, etcd: str, secret_file: Path, request: dict[str, Any], files: Files, tls: Files) -> dict[str, Any]:
+def _asked(job: str, etcd: str | None, secret_file: Path | None, request: dict[str, Any], files: Files, tls: Files) -> dict[str, Any]:
     """Returns the coordinator's answer, or exits with its refusal. Nothing secret is in the arguments of a process."""
+    if etcd is None or secret_file is None:
+        print(f"error: {_SEVERAL.format(job=job)}", file=sys.stderr)
+        raise typer.Exit(2)
     try:
         with Asker(job, etcd, secret_file, files, tls) as asker:
             return asker.ask(request)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from elastic.cli import asking
 from tests.hosts.agents import ROOT, Cluster
 from tests.hosts.test_hosts import hosts  # noqa: F401  (a fixture)
 
@@ -67,3 +69,10 @@ def test_a_job_is_asked_scaled_drained_and_stopped_from_outside(hosts: Cluster) 
     kinds = [each["kind"] for each in first.incidents if each["kind"] != "rebalance"]
     assert kinds == ["drain", "join", "eviction", "join", "drain"]
     assert all(each["steps_redone"] == 0 for each in first.incidents if each["kind"] != "eviction")
+
+
+def test_without_an_etcd_it_says_how_to_look_at_a_job_of_one_host(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        asking.stop("mine")
+    assert ended.value.exit_code == 2
+    assert "look at it with `elastic top mine`, and stop it with Ctrl-C" in capsys.readouterr().err
