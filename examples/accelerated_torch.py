@@ -39,7 +39,7 @@ def main() -> None:
                 optimizer.zero_grad()
         model.eval()
         with torch.no_grad():
-            known = [accelerator.gather_for_metrics((model(x).argmax(1) == y).float()) for x, y in held_out]
+            known = [torch.as_tensor(accelerator.gather_for_metrics((model(x).argmax(1) == y).float())) for x, y in held_out]
         accelerator.print(f"epoch {epoch}: accuracy {torch.cat(known).mean():.3f}")
 
 

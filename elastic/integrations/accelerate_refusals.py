@@ -32,7 +32,8 @@ def check(accelerator: Accelerator, job: Job) -> None:
             "log_with= would write from the main process, which may die: use elastic.run(log=...) or `elastic run --log`, such as "
             "tensorboard:DIR, and loader.log(path, name=value) for values of your own"
         )
-    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+    compiling = accelerator.state.dynamo_plugin
+    if compiling is not None and compiling.backend != DynamoBackend.NO:
         raise TrainerError("dynamo_backend= (or ACCELERATE_DYNAMO_BACKEND) is set: call model.compile() before prepare() instead")
     if accelerator.device.type != torch.device(job.device).type:
         raise TrainerError(f"Accelerate would compute on {accelerator.device}, but the job's workers on {job.device}: leave cpu= out")
