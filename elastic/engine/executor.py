@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Executor:
         self._loaded: dict[int, Any] = {}
         self._last_backward = -1
         self._step: int | None = None
+        self._past: Salvage | None = None  # the step before, until this one has sums
         self._resumption: Resumption | None = None
         self._finished: set[int] = set()
         self._leaves: dict[int, LossLeaf] = {}
@@ -140,7 +142,8 @@ class Executor:
 
     def _begin(self, step: int) -> Sequence[Action]:
         """Prepares a step and returns its actions."""
-        self._end()
+        if self._past is None:
+            self._end()
         self._step, self.drew, self._taken_over = step, False, set()
         self._addresses = {layer: [address(each) for each in parameters] for layer, parameters in self._parameters.items()}
         self.generators.watch()
@@ -190,10 +193,12 @@ class Executor:
         held = self._held.get(micro_batch) or InFlight.through(self._layers)
         return (self.pipe.first and held.reads_input) or (self.pipe.last and not held.begun and held.loss is None)
 
-    def salvage(self) -> Salvage | None:
-        """Returns the reusable results of the step under way, if it is given up now."""
-        if self._resumption is not None:
-            return self._resumption.salvage
+    def salvages(self) -> tuple[Salvage, ...]:
+        """Returns the reusable results of the step under way, if it is given up now, and of the step before, if others have to take it again."""
+        now = self._salvage() if self._resumption is None else self._resumption.salvage
+        return tuple(each for each in (now, self._past) if each is not None)
+
+    def _salvage(self) -> Salvage | None:
         if self._step is None or self.drew or self.generators.drawn():
             return None
         workload, sums = self._workload, self.reducer.sums()
@@ -215,7 +220,7 @@ class Executor:
         """Passes on what is finished of the step, if the micro-batch was the last one of its grain."""
         grain = self._workload.grain_of(micro_batch)
         if self.noted is not None and self._finished.issuperset(self._workload.micro_batches_of(grain)):
-            self.noted(self.salvage())
+            self.noted(self._salvage())
             self.reducer.settle()
 
     def end(self) -> None:
@@ -223,10 +228,31 @@ class Executor:
         self._end()
         self._resumption = None
 
+    def retire(self) -> None:
+        """Ends a step that was applied here. Its sums are kept until the next step has some: a member that has not applied it may die."""
+        past = self._salvage()
+        if past is None or not past.grains:
+            self.end()
+            return
+        self._clear()
+        self._past = replace(past, begun=frozenset(), in_flight={}, addresses={})
+        self.reducer.retire()
+
+    def _forget_past(self) -> None:
+        if self._past is not None:
+            self._past = None
+            if self.noted is not None:
+                self.noted(None)
+            self.reducer.forget_past()
+
     def _end(self) -> None:
+        self._past = None
         if self.noted is not None:
             self.noted(None)
         self.reducer.end()
+        self._clear()
+
+    def _clear(self) -> None:
         self._step, self._loaded = None, {}
         self._finished, self._leaves = set(), {}
         self._held, self._live, self._done, self._unread = {}, {}, {}, []
@@ -311,6 +337,7 @@ class Executor:
                     self.reducer.contribute(vector)
 
     def _fold(self, micro_batch: int, found: list[tuple[Vector, list[torch.Tensor | None]]]) -> None:
+        self._forget_past()
         vectors = [vector for vector, _ in found]
         for vector, gradients in found:
             self.reducer.fold(vector, self._workload.grain_of(micro_batch), gradients)

@@ -156,6 +156,7 @@ class Reducer:
         self._told: dict[int, list[tuple[tuple[int, int, Node], bytes]]] = {}  # what is not sent yet, by owner
         self._untold: set[int] = set()  # the vectors that have not been contributed
         self._folds: dict[int, VectorFold] = {}
+        self._past: dict[int, VectorFold] = {}  # of the step before
         if outlives():
             self._memory = {
                 vector.id: SumMemory(
@@ -261,6 +262,8 @@ class Reducer:
         overlaps = [overlap for overlap in self._outgoing[vector.id] if overlap.interval.owner != self._worker]
         if overlaps:
             self._contribute(vector, overlaps)
+        elif self._memory:  # nobody reads this sum elsewhere, but it has to be there if this worker dies
+            self._folds[vector.id].sums.placed()
         self._untold.discard(vector.id)
         if not self._untold:
             told, self._told = self._told, {}
@@ -287,10 +290,21 @@ class Reducer:
         return [self._total(layer, interval) for layer, interval in reversed(self._owned)][::-1]
 
     def end(self) -> None:
-        """Lets go of the step's gradients."""
+        """Lets go of the step's gradients, and of those of the step before."""
         for fold in self._folds.values():
             fold.release()
         self._folds = {}
+        self.forget_past()
+
+    def retire(self) -> None:
+        """Ends a step, and keeps its sums until `forget_past`, which is called before the next step adds gradients."""
+        self._past, self._folds = self._folds, {}
+
+    def forget_past(self) -> None:
+        """Lets go of the sums of the step before."""
+        for fold in self._past.values():
+            fold.release()
+        self._past = {}
         self.settle()
 
     def release(self) -> None:

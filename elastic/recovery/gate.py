@@ -263,7 +263,7 @@ def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
     worker, step = inventory.worker, proposal.resume + 1
     routes = proposal.routes or view.plan.routes
     mine = {grain for grain in finished if worker in (route[grain] for route in routes)}
-    own = inventory.finished if usable(view, routes, inventory, step) else None
+    own = inventory.finished_of(step) if usable(view, routes, inventory, step) else None
     lacking = sorted(mine.difference(() if own is None else own.grains))
     if lacking and worker not in (heir for _, heir in proposal.heirs):
         _refuse("salvage", f"grains {lacking} of step {step} are listed as finished, but worker {worker} has no usable sums of them")

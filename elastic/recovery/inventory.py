@@ -106,7 +106,7 @@ class Inventory:
     `amid`: the worker is still in that step's loop body, inside a collective call. `changes` lists what loop bodies have changed (as
     `History.changes` returns it). `objects` is `[step, states]` of registered objects after the newest loop body that has ended here.
 
-    `finished` is the worker's part of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same"
+    `finished` is the worker's part of a step that it did not complete, and of the one before. `states` maps each optimizer state to its dtype name, or to "same"
     for the layer's dtype. `scalars` and `progress` are by step.
     `results` are `[name, result]` of the last collectives, such as evaluations, that finished here. `rewound`: yielded steps are being
     taken again from a checkpoint. `checkpoint` is the newest one that the worker sees, if it was asked for it; `unreadable` names those
@@ -122,7 +122,7 @@ class Inventory:
     scalars: dict[int, Scalars] = field(default_factory=dict)
     progress: dict[int, Progress] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
-    finished: FinishedGrains | None = None
+    finished: tuple[FinishedGrains, ...] = ()
     rewound: bool = False
     checkpoint: Checkpoint | None = None
     unreadable: tuple[str, ...] = ()
@@ -142,6 +142,10 @@ class Inventory:
         """The newest step whose loop body has ended on this worker."""
         return self.yielded - self.amid
 
+    def finished_of(self, step: int) -> FinishedGrains | None:
+        """What the worker keeps of a step, if anything."""
+        return next((each for each in self.finished if each.step == step), None)
+
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal inventory."""
         return {
@@ -152,7 +156,7 @@ class Inventory:
             "scalars": {str(step): scalars for step, scalars in self.scalars.items()},
             "progress": [progress.to_json() for progress in self.progress.values()],
             "results": self.results,
-            "finished": None if self.finished is None else self.finished.to_json(),
+            "finished": [each.to_json() for each in self.finished],
             "rewound": self.rewound,
             "amid": self.amid,
             "changes": self.changes,
@@ -174,7 +178,7 @@ class Inventory:
             scalars={int(step): scalars for step, scalars in data["scalars"].items()},
             progress={progress.step: progress for progress in map(Progress.from_json, data["progress"])},
             results=data["results"],
-            finished=None if data["finished"] is None else FinishedGrains.from_json(data["finished"]),
+            finished=tuple(map(FinishedGrains.from_json, data["finished"])),
             rewound=data["rewound"],
             amid=data["amid"],
             changes=data["changes"],

@@ -266,7 +266,7 @@ class Contents:
             ),
             states=self.directory.states if places else {},
             scalars={step: {**self.replica_scalars.get(step, {}), **self.scalars.get(step, {})} for step in steps},
-            finished=self.sums.finished if sums and self.sums is not None else None,
+            finished=(self.sums.finished,) if sums and self.sums is not None else (),
         )
 
 

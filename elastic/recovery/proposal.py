@@ -24,7 +24,7 @@ from elastic.recovery.resume import Disagreement, Trust, resume_step
 from elastic.recovery.salvage import Routes, restart
 from elastic.view import Member, View, laid_out
 
-REPLACED_S = 1.5
+REPLACED_S = 1.0
 """Seconds from a loss until a new worker trains, before any was measured: about the time to build a small model and join."""
 
 

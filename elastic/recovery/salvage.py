@@ -36,18 +36,16 @@ def usable(view: View, routes: Routes, inventory: Inventory, step: int) -> bool:
 
     They must cover all layers that it holds, and it must be routed all grains that they cover.
     """
-    worker, finished = inventory.worker, inventory.finished
+    worker, finished = inventory.worker, inventory.finished_of(step)
     if worker not in view.workers or finished is None:
         return False
     stage = view.plan.stage_of(worker)
-    return covers(finished, view.plan.stages[stage].layers, step) and all(routes[stage][grain] == worker for grain in finished.summed)
+    return covers(finished, view.plan.stages[stage].layers) and all(routes[stage][grain] == worker for grain in finished.summed)
 
 
-def covers(finished: FinishedGrains | None, layers: range, step: int) -> bool:
-    """Returns whether there are sums of all these layers, of step `step`."""
-    if finished is None or finished.step != step or not finished.grains:
-        return False
-    return finished.layers.start <= layers.start and layers.stop <= finished.layers.stop
+def covers(finished: FinishedGrains, layers: range) -> bool:
+    """Returns whether there are sums of all these layers."""
+    return bool(finished.grains) and finished.layers.start <= layers.start and layers.stop <= finished.layers.stop
 
 
 def restart(
@@ -80,15 +78,15 @@ class _Claims:
         self.heirs: dict[int, tuple[int, FinishedGrains]] = {}
         self.begun: dict[int, int] = {}
         for worker in stage.members:
-            found = inventories[worker].finished if worker in inventories else None
-            if found is None or found.step != step:
+            found = inventories[worker].finished_of(step) if worker in inventories else None
+            if found is None:
                 continue
-            self._claim(worker, found, step)
+            self._claim(worker, found)
             if set(found.layers) & set(stage.layers):
                 self.begun |= dict.fromkeys(found.begun, worker)
 
-    def _claim(self, member: int, found: FinishedGrains | None, step: int) -> FinishedGrains | None:
-        if not covers(found, self._stage.layers, step) or found is None or self.claimed.keys() & set(found.summed):
+    def _claim(self, member: int, found: FinishedGrains | None) -> FinishedGrains | None:
+        if found is None or not covers(found, self._stage.layers) or self.claimed.keys() & set(found.summed):
             return None
         self.claimed |= dict.fromkeys(found.summed, member)
         self.done |= set(found.grains)
@@ -98,7 +96,7 @@ class _Claims:
         """Gives the sums of a dead worker to the member on its host that has fewest."""
         near = [worker for worker in self._stage.members if hosts[worker] == host]
         heir = min(near, key=lambda worker: sum(1 for other in self.claimed.values() if other == worker), default=None)
-        if heir is not None and (found := self._claim(heir, offer.finished, step)) is not None:
+        if heir is not None and (found := self._claim(heir, offer.finished_of(step))) is not None:
             self.heirs[offer.worker] = heir, found
 
     def renounce(self, finished: Collection[int]) -> None:

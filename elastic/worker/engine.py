@@ -245,7 +245,8 @@ class Engine:
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.expect(self.step)
-        self.abandon()
+        self._owned = []
+        self.executor.retire()
 
     def _note_owned(self, before: Rest | None = None) -> None:
         for shard in self._optimizer.owned.shards.values():
@@ -296,9 +297,9 @@ class Engine:
         self._owned = []
         self.executor.end()
 
-    def salvage(self) -> Salvage | None:
-        """Returns the parts of the begun step that the next view can use; None if damaged parameters may have been used."""
-        return None if self.rest.damaged or self.back is not None else self.executor.salvage()
+    def salvages(self) -> tuple[Salvage, ...]:
+        """Returns what the next view can use of the begun step and of the one before; nothing if damaged parameters may have been used."""
+        return () if self.rest.damaged or self.back is not None else self.executor.salvages()
 
     def _release(self) -> None:
         """Lets go of this view's memory. The engine itself may live on until garbage is collected, since it is part of cycles."""

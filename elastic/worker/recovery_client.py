@@ -91,7 +91,7 @@ class HeldState:
     yielded: int
     progress: dict[int, Progress]
     results: list[Any]
-    salvage: Salvage | None = None
+    salvages: tuple[Salvage, ...] = ()
     rewound: bool = False
     amid: bool = False
     changes: list[Any] = field(default_factory=list)
@@ -173,7 +173,7 @@ class RecoveryClient:
                         self._network.resume()
                         found = held_state(without)
                 if damaged:  # any worker's sums may include results computed with damaged copies
-                    found = replace(found, salvage=None)
+                    found = replace(found, salvages=())
                 inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
                     newest = self._job.during(CHECKPOINT, self._fallback.newest)
@@ -214,9 +214,9 @@ class RecoveryClient:
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
             migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network, segments)
             engine = self._build(view, migration.state, proposal.routes)
-            own = held_state.salvage
+            own = next((each for each in held_state.salvages if each.step == step + 1), None)
             if own is not None and not usable(view, proposal.routes or view.plan.routes, inventory, step + 1):
-                own = own.without_sums if own.step == step + 1 else None
+                own = own.without_sums
             salvage = joined(own, [inherited(segments[dead], self._model) for dead, heir in proposal.heirs if heir == self._worker])
             routed = [] if last is None or self._worker not in last.workers else last.plan.routes[last.plan.stage_of(self._worker)]
             mine = frozenset(grain for grain, worker in enumerate(routed) if worker == self._worker)
@@ -328,7 +328,7 @@ class RecoveryClient:
             scalars=steps,
             progress=held_state.progress,
             results=held_state.results,
-            finished=None if held_state.salvage is None else finished(held_state.salvage),
+            finished=tuple(map(finished, held_state.salvages)),
             rewound=held_state.rewound,
             buffers=self._model.running.steps,
             amid=held_state.amid,

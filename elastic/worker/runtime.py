@@ -361,10 +361,10 @@ class WorkerRuntime:
             self._history.note()
 
         def held_state(lost: Collection[int]) -> HeldState:
-            held, salvage = list(self._retained), None
+            held, salvages = list(self._retained), ()
             if engine is not None:
                 held = [*engine.held(lost), *(copy for copy in held if intact(copy) and engine.trusts(copy.step))]
-                salvage = engine.salvage()
+                salvages = engine.salvages()
                 engine.abandon()
                 if engine.rest.damaged.keys() > engine.rest.told:  # found only by this recovery's check
                     error = engine.comparing.damage()
@@ -376,7 +376,7 @@ class WorkerRuntime:
                 yielded=self._yielded,
                 progress=self._history.progress(),
                 results=results,
-                salvage=salvage,
+                salvages=salvages,
                 rewound=self._rewound,
                 amid=self._amid,
                 changes=self._history.changes(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def executor_of(worker: int, model: LayeredModel, view: View, last: int | None) 
 
 
 def inventory(worker: int, salvage: Salvage | None) -> Inventory:
-    return Inventory(worker=worker, yielded=STEP - 1, copies=(), finished=None if salvage is None else finished(salvage))
+    return Inventory(worker=worker, yielded=STEP - 1, copies=(), finished=() if salvage is None else (finished(salvage),))
 
 
 def workload_of(micro_batches: int, grains: int) -> Workload:
@@ -189,7 +189,7 @@ def test_every_leaf_and_every_grain_sum_is_there_once(course) -> None:
                 leaves += executor.step(STEP, batch)
             except Interrupted:
                 assert breaks
-        salvages = {worker: executor.salvage() for worker, executor in executors.items()}
+        salvages = {worker: next(iter(executor.salvages()), None) for worker, executor in executors.items()}
     assert sorted(leaf.micro_batch for leaf in leaves) == list(range(workload.micro_batches))
     sums = {worker: executor.reducer.sums() for worker, executor in executors.items()}
     for vector in model.vectors:
@@ -218,8 +218,7 @@ def test_a_gradient_in_flight_stays_what_it_is_if_links_break_when_its_sum_is_se
     executor.reducer._network = Loses(1, None)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(Interrupted):
         executor.step(STEP, batch)
-    salvage = executor.salvage()
-    assert salvage is not None
+    (salvage,) = executor.salvages()
     alone = view_of(plan_of((range(LAYERS), (1,), (1, 1, 1, 1))), model, workload)
     assert not usable(alone, alone.plan.routes, inventory(1, salvage), STEP)
     again = executor_of(1, model, alone, None)
@@ -228,3 +227,44 @@ def test_a_gradient_in_flight_stays_what_it_is_if_links_break_when_its_sum_is_se
     for number, nodes in again.reducer.sums().items():
         found = [float(part[0]) for parts in nodes.values() for part in parts if part is not None]
         assert sum(found) / len(model.vectors[number].parameters) == 2.0**4 - 1, f"layer {model.vectors[number].layer}"
+
+
+def stop_at(phase: str, micro_batch: int = 0) -> Callable[..., None]:
+    """Returns a callback that interrupts a step where it enters a phase."""
+
+    def entered(entered_phase: str, _: int, entered_micro_batch: int) -> None:
+        if (entered_phase, entered_micro_batch) == (phase, micro_batch):
+            raise Interrupted
+
+    return entered
+
+
+def test_the_sums_of_a_step_are_kept_until_the_next_one_has_some() -> None:
+    """A member that has not applied the step may die until then: all go back, and nothing of it is computed again."""
+    model, workload = model_of(["own"] * (LAYERS - 1)), workload_of(4, 4)
+    view = view_of(plan_of((range(LAYERS), (0,), (0, 0, 0, 0))), model, workload)
+    executor = executor_of(0, model, view, None)
+    executor.step(STEP, batch)
+    expected = {number: [float(part[0]) for parts in nodes.values() for part in parts] for number, nodes in executor.reducer.sums().items()}
+    executor.retire()
+    (past,) = executor.salvages()
+    assert (past.step, past.grains, len(past.leaves)) == (STEP, frozenset(range(4)), 4)
+
+    executor._enter = stop_at("backward")
+    with pytest.raises(Interrupted):
+        executor.step(STEP + 1, batch)
+    now, past = executor.salvages()
+    assert (now.step, now.grains, past.step, past.grains) == (STEP + 1, frozenset(), STEP, frozenset(range(4)))
+    again = executor_of(0, model, view, None)
+    again.resume(Resumption(step=STEP, grains=past.grains, salvage=past))
+    leaves = again.step(STEP, batch)
+    assert [leaf.micro_batch for leaf in leaves] == [0, 1, 2, 3]
+    assert again.micro_batches_run == 0
+    found = {number: [float(part[0]) for parts in nodes.values() for part in parts] for number, nodes in again.reducer.sums().items()}
+    assert found == expected
+
+    executor._enter = stop_at("backward", 3)
+    with pytest.raises(Interrupted):
+        executor.step(STEP + 1, batch)
+    (now,) = executor.salvages()
+    assert (now.step, now.grains) == (STEP + 1, frozenset({0, 1, 2}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from torch import nn
 
 import elastic
 from elastic.memory.segment import PAGE, MappedSegment
+from elastic.observe import activity
 from elastic.worker.segment_contents import SegmentContents
 from tests.engine import models
 from tests.recovery import running
@@ -73,7 +75,8 @@ def train(job: Any, folder: str, case: str, steps: int, fates: dict[str, list[An
     ["enter", step, times, phase, victims]; ["body", step, 1, victims]; ["evaluate", step, 1, victims];
     ["call", step, times, method, when, victims]: "before" or "after" a call of a method of SegmentContents;
     ["store", step, times, victims]: a store into the header, from the update of the step on; ["copy", None, times, victims]: of a part of
-    another's segment; ["scribble", step, 1, what]. The step None is any step. Victims None are the worker alone.
+    another's segment; ["scribble", step, 1, what]; ["late", step, 1, others, victims]: with the decision on a step, when these
+    have applied it. The step None is any step. Victims None are the worker alone.
     """
     fate = fates.get(str(job.worker), ["lives"])
     Fate(job, fate).install()
@@ -123,7 +126,7 @@ class Fate:
     def install(self) -> None:
         """Puts the fault where it is to happen."""
         kind = self._fate[0]
-        if kind in ("enter", "call", "store"):
+        if kind in ("enter", "call", "store", "late"):
             job, enter = self._job, self._job.enter
             job.phase_delay = None
 
@@ -131,6 +134,10 @@ class Fate:
                 enter(phase, step, micro_batch)
                 self._now = step if phase == "apply" or self._now is not None else None
                 if kind == "enter" and phase == self._fate[3] and self._step in (step, None):
+                    self._count()
+                if kind == "late" and phase == "apply" and step == self._step:
+                    while not all(self._applied(other, step) for other in self._fate[3]):
+                        time.sleep(0.01)
                     self._count()
 
             job.enter = entered
@@ -140,6 +147,10 @@ class Fate:
             self._patch(self._job.segment.header, "_write", "after", lambda *_: self._now is not None and self._now >= self._step)
         elif kind == "copy":
             self._patch(MappedSegment, "bytes_at", "before", lambda _, offset, size: offset >= PAGE)
+
+    def _applied(self, worker: int, step: int) -> bool:
+        doing = activity.read(self._job.directory, worker)
+        return doing is not None and (doing.step, doing.phase == "replicate") >= (step, True)
 
     def _count(self) -> None:
         self._left -= 1

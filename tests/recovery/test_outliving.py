@@ -111,6 +111,16 @@ def test_all_die_again_before_the_new_workers_have_taken_a_step(tmp_path: Path) 
     assert set(range(12)) <= set(died(result))
 
 
+@pytest.mark.parametrize("victims", [[1], pytest.param([1, 2], marks=[pytest.mark.long]), pytest.param(ALL, marks=[pytest.mark.long])])
+@pytest.mark.parametrize("case", ["adamw", *(pytest.param(case, marks=[pytest.mark.long]) for case in ("batchnorm", "skips"))])
+def test_a_worker_dies_with_a_decision_that_others_have_applied(tmp_path: Path, case: str, victims: list[int]) -> None:
+    """All go back by a step, and none of it is computed again, even if workers that have applied it die as well."""
+    result = run(tmp_path, {1: ["late", 4, 1, [0, 2, 3], victims]}, case, stages=1)
+    assert died(result) == victims
+    kept = [found["micro_batches_kept"] for found in result.incidents if found["kind"] == "death"]
+    assert case != "adamw" or kept == [6]
+
+
 # In every place, with every kind of state
 
 

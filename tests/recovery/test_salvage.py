@@ -32,7 +32,7 @@ def finished(worker: int, *lacking: int, step: int = 6) -> FinishedGrains:
 
 def inventories(*left: int, lacking: tuple[int, ...] = (), step: int = 6) -> dict[int, Inventory]:
     """At step 5, with all but the `lacking` grains of `step` finished."""
-    return {w: replace(inventory, finished=finished(w, *lacking, step=step)) for w, inventory in inventories_of(LAST, left).items()}
+    return {w: replace(inventory, finished=(finished(w, *lacking, step=step),)) for w, inventory in inventories_of(LAST, left).items()}
 
 
 def proposal(found: dict[int, Inventory]) -> Proposal:
@@ -67,7 +67,7 @@ def test_a_joiner_has_nothing_and_nobody_has_if_layers_move():
     view = proposal(found).view
     routes = view.plan.routes
     assert not usable(view, routes, replace(found[0], worker=9), 6)
-    other = replace(found[0], finished=replace(finished(0), layers=range(1)))
+    other = replace(found[0], finished=(replace(finished(0), layers=range(1)),))
     assert not usable(view, routes, other, 6)
     assert restart(view, 6, {**found, 0: other}) == Restart(routes=routes)
 
@@ -75,7 +75,7 @@ def test_a_joiner_has_nothing_and_nobody_has_if_layers_move():
 def test_a_sum_that_covers_the_grain_of_another_is_of_no_use():
     found = inventories(0, 2, 3)
     view = proposal(found).view
-    mixed = {**found, 3: replace(found[3], finished=replace(finished(3), summed=tuple(range(GRAINS))))}
+    mixed = {**found, 3: replace(found[3], finished=(replace(finished(3), summed=tuple(range(GRAINS))),))}
     made = restart(view, 6, mixed)
     assert usable(view, made.routes, mixed[2], 6)
     assert not usable(view, made.routes, mixed[3], 6)
@@ -98,7 +98,7 @@ def test_what_is_left_of_the_step_is_shared_evenly():
     """Of the stage of two members the third has finished all its grains; those of the first have to be computed again."""
     found = inventories(0, 2, 3)
     view = proposal(found).view
-    found[2] = replace(found[2], finished=None)
+    found[2] = replace(found[2], finished=())
     made = restart(view, 6, found)
     assert set(made.finished) == set(routed(0)) & set(routed(3))
     rest = [worker for grain, worker in enumerate(made.routes[1]) if grain not in made.finished and grain not in routed(3)]
@@ -118,4 +118,4 @@ def test_the_gate_refuses_a_proposal_of_another_worker_that_forgot():
     found = inventories(0, 2, 3)
     made = proposal(found)
     with pytest.raises(GateRefused, match=r"grains .* of step 6 are listed as finished, but worker 0 has no usable sums"):
-        check_proposal(made, LAST, replace(found[0], finished=None))
+        check_proposal(made, LAST, replace(found[0], finished=()))
