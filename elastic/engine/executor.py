@@ -194,7 +194,7 @@ class Executor:
         return (self.pipe.first and held.reads_input) or (self.pipe.last and not held.begun and held.loss is None)
 
     def salvages(self) -> tuple[Salvage, ...]:
-        """Returns the reusable results of the step under way, if it is given up now, and of the step before, if others have to take it again."""
+        """Returns the reusable results of the step under way, if it is given up now, and of the step before, which may be undone."""
         now = self._salvage() if self._resumption is None else self._resumption.salvage
         return tuple(each for each in (now, self._past) if each is not None)
 

@@ -106,8 +106,8 @@ class Inventory:
     `amid`: the worker is still in that step's loop body, inside a collective call. `changes` lists what loop bodies have changed (as
     `History.changes` returns it). `objects` is `[step, states]` of registered objects after the newest loop body that has ended here.
 
-    `finished` is the worker's part of a step that it did not complete, and of the one before. `states` maps each optimizer state to its dtype name, or to "same"
-    for the layer's dtype. `scalars` and `progress` are by step.
+    `finished` is the worker's part of a step that it did not complete, and of the one before. `states` maps each optimizer state to its
+    dtype name, or to "same" for the layer's dtype. `scalars` and `progress` are by step.
     `results` are `[name, result]` of the last collectives, such as evaluations, that finished here. `rewound`: yielded steps are being
     taken again from a checkpoint. `checkpoint` is the newest one that the worker sees, if it was asked for it; `unreadable` names those
     that it could not read.

@@ -150,7 +150,7 @@ class Fate:
 
     def _applied(self, worker: int, step: int) -> bool:
         doing = activity.read(self._job.directory, worker)
-        return doing is not None and (doing.step, doing.phase == "replicate") >= (step, True)
+        return doing is not None and doing.step is not None and (doing.step, doing.phase == "replicate") >= (step, True)
 
     def _count(self) -> None:
         self._left -= 1

@@ -64,7 +64,7 @@ class Recovering:
 
     def engine(self) -> Any:
         rest = SimpleNamespace(damaged={}, told=set())
-        nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
+        nothing: Any = {"salvages": tuple, "abandon": lambda: None, "held": lambda lost: []}
         nothing |= {"begin": lambda retained=(), before=None: None, "note_loop": lambda inventory: None, "back": None}
         return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
 
