@@ -30,8 +30,8 @@ __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "pla
 
 INTERRUPTED = 1.5
 """Share of a step that must be gained if a loss interrupts it and layers do not stay in place: half of it was computed on average, the
-first step with other layers is slower, and what survivors hold of the step is lost. A kill and the return of a replacement cost 0.66 s together
-with 0.5, 0.6 s with 1.0, and 0.52 to 0.59 s if layers always stay (docs/benchmarks.md).
+first step with other layers is slower, and what survivors hold of the step is lost. A kill and the return of a replacement cost 0.66 s
+together with 0.5, 0.6 s with 1.0, and 0.52 to 0.59 s if layers always stay (docs/benchmarks.md).
 """
 
 
