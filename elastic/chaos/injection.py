@@ -9,7 +9,7 @@ from typing import Any
 
 from elastic.chaos.kinds import Kind, kind_of
 from elastic.errors import SettingsError
-from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
+from elastic.observe.activity import RECOVERY_PHASES
 
 _FORM = re.compile(r"(?P<kind>[a-z-]+)@(?P<at>\d+(?:\.\d+)?)(?P<unit>s)?(?::(?P<phase>\w+))?(?P<rest>( \w+=\S+)*)")
 _COUNTS, _REALS = ("place", "count", "host"), ("seconds", "factor")
@@ -61,11 +61,12 @@ class Injection:
     def _check_phase(self) -> None:
         if self.phase is None:
             return
-        recovers = self.kind == "kill-during-recovery"
-        known = RECOVERY_PHASES if recovers else STEP_PHASES
+        known = self.of.phases
+        if not known:
+            raise SettingsError(f"{self.kind}: it waits for no phase: leave {self.phase!r} out")
         if self.phase not in known:
             raise SettingsError(f"{self.kind}: there is no phase {self.phase!r}: use one of {', '.join(known)}")
-        if self.step is None and not recovers:
+        if self.step is None and known != RECOVERY_PHASES:
             raise SettingsError(f"{self.kind}: a phase needs a step, not a time")
 
     @property

@@ -8,10 +8,10 @@ import traceback
 
 from elastic.chaos.inject import INJECT
 from elastic.chaos.injection import Injection
-from elastic.chaos.scene import Effect, NoEffect, Scene, Vanished
+from elastic.chaos.scene import Effect, JobOver, Missed, NoEffect, Scene, Vanished
 
 _POLL_S, _END_S = 0.005, 60.0
-_VICTIMS, _ANOTHER_S = 5, 0.2
+_TRIES, _ANOTHER_S, _AGAIN_S = 5, 0.2, 3.0
 
 
 class Injector:
@@ -54,25 +54,37 @@ class Injector:
         return self._scene.sampler.step >= (step if injection.phase is None or injection.of.name == "kill-during-recovery" else step - 1)
 
     def _inject(self, effect: Effect) -> None:
+        effect.over = False
         try:
             if effect.injection.settled:
                 self._scene.settle()
             self._until_hit(effect)
             effect.why = None
         except NoEffect as error:
-            effect.proof, effect.why = None, str(error)
+            effect.proof, effect.why, effect.over = None, str(error), isinstance(error, JobOver)
         except Exception:  # the thread's boundary: an unforeseen error makes the verdict unknown, and is reported there
             effect.proof, effect.why = None, f"the harness failed: {traceback.format_exc(limit=-3)}"
         effect.until = time.monotonic()
 
     def _until_hit(self, effect: Effect) -> None:
-        """Injects it; again with another victim if that had ended just before, as by another fault."""
-        for left in reversed(range(_VICTIMS)):
+        """Injects it; again if its victim had ended just before, as by another fault, or if it missed its moment."""
+        for left in reversed(range(_TRIES)):
+            hits = len(effect.hits)
             try:
                 INJECT[effect.injection.kind](self._scene, effect)
                 return
             except Vanished:
-                if not left or effect.at is not None:  # a part of it is done
+                if not left:
                     raise
-                effect.hits.clear()
+                del effect.hits[hits:]  # nothing was done to it
                 self._scene.over.wait(_ANOTHER_S)
+            except Missed as error:
+                effect.missed.append(str(error))
+                if not left:
+                    raise NoEffect(f"it missed its moment {len(effect.missed)} times; the last time, {error}") from None
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Waits until the job trains again: behind a recovery, the next try has one of its own."""
+        epoch, step = self._scene.job.epoch, self._scene.sampler.step
+        self._scene.last_until(lambda: self._scene.job.epoch > epoch and self._scene.sampler.step > step, _AGAIN_S)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elastic.errors import SettingsError
+from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
+
+AT_REST = ("forward", "backward")
+"""The phases in which a worker's optimizer state does not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,8 +16,9 @@ class Kind:
     """One kind of fault.
 
     `injected` says how, `needs` what the machine or the job must have. `seconds` is how long it lasts by default, None if it is over at
-    once. `noticed_s` is the time within which the runtime promises to act on it. `hosts`: the least number of hosts. `weight` is its share
-    of random schedules. `own_etcd`: it needs an etcd outside the job. `shared`: it needs a job that other hosts can join.
+    once. `noticed_s` is the time within which the runtime promises to act on it. `hosts`: the least number of hosts, `workers` that of
+    workers on all of them. `phases` are those that it can wait for. `weight` is its share of random schedules. `own_etcd`: it needs an etcd
+    outside the job. `shared`: it needs a job that other hosts can join.
     """
 
     name: str
@@ -22,30 +27,47 @@ class Kind:
     seconds: float | None = None
     noticed_s: float = 0.5
     hosts: int = 1
+    workers: int = 1
+    phases: tuple[str, ...] = ()
     weight: float = 1.0
     own_etcd: bool = False
     shared: bool = False
 
 
 ALL = (
-    Kind(name="kill", injected="SIGKILL to one worker", weight=3.0),
-    Kind(name="kill-many", injected="SIGKILL to `count` workers of one host at once (all of them if count is larger)", weight=2.0),
-    Kind(name="stop", injected="SIGSTOP to one worker; SIGCONT after `seconds` if it still lives", seconds=6.0, noticed_s=1.5),
+    Kind(name="kill", injected="SIGKILL to one worker", phases=STEP_PHASES, weight=3.0),
+    Kind(
+        name="kill-many",
+        injected="SIGKILL to `count` workers of one host at once (all of them if count is larger)",
+        phases=STEP_PHASES,
+        weight=2.0,
+    ),
+    Kind(
+        name="stop",
+        injected="SIGSTOP to one worker; SIGCONT after `seconds` if it still lives",
+        phases=STEP_PHASES,
+        seconds=6.0,
+        noticed_s=1.5,
+    ),
     Kind(
         name="slow",
         injected="SIGSTOP and SIGCONT in turns: one worker gets 1/`factor` of its time for `seconds`",
+        phases=STEP_PHASES,
         seconds=4.0,
         noticed_s=6.0,
     ),
     Kind(
         name="kill-during-recovery",
         injected="SIGKILL to one worker, and to another one as soon as that is in `phase` of the recovery (by default in any)",
+        workers=2,
+        phases=RECOVERY_PHASES,
         noticed_s=1.0,
     ),
     Kind(name="kill-joiner", injected="SIGKILL to one worker, and to its replacement before that is a member"),
     Kind(
         name="corrupt",
         injected="one bit of optimizer state flips in a worker's segment, while that is stopped for a moment of its computing",
+        phases=AT_REST,
         needs="a kernel with memfd, and an optimizer that has state",
         noticed_s=1.0,
     ),

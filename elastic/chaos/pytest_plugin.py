@@ -67,6 +67,7 @@ class Faults:
     def __init__(self, job: Any) -> None:
         self.job = job
         self.injections: list[Any] = []
+        self._drawn = 0
         self.ran = False
 
     def __getattr__(self, name: str) -> Callable[..., Faults]:
@@ -87,7 +88,9 @@ class Faults:
         """Adds random faults as `elastic chaos run` draws them from its seed: `count` of them, or until the job ends."""
         from elastic.chaos.random_schedule import drawn
 
-        self.injections += drawn(self.job, seed, mtbf, kinds, count).injections
+        found = drawn(self.job, seed, mtbf, kinds, count).injections
+        self.injections += found
+        self._drawn += len(found)
         return self
 
     def run(self, *, check: bool = True) -> Outcome:
@@ -96,7 +99,8 @@ class Faults:
         from elastic.chaos.schedule import Schedule
 
         self.ran = True
-        outcome = Outcome(trial.run(Schedule(job=self.job, injections=tuple(self.injections)), print))
+        only_drawn = 0 < len(self.injections) == self._drawn
+        outcome = Outcome(trial.run(Schedule(job=self.job, injections=tuple(self.injections), drawn=only_drawn), print))
         if check and outcome.verdict != "pass":
             pytest.fail("\n".join([f"chaos: {outcome.verdict}", *outcome.reasons]), pytrace=False)
         return outcome

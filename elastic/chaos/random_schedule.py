@@ -40,7 +40,7 @@ def drawn(job: JobSpec, seed: int, mtbf_s: float, kinds: Sequence[str] | None = 
         now += _APART.get(kind.name, 0.0) + (found[-1].lasts_s if kind.name in _APART else 0.0)
     if faults is not None and len(found) < faults:
         raise SettingsError(f"{faults} faults at a mean distance of {mtbf_s:g} s do not fit into {job.minutes:g} minutes")
-    return Schedule(job=job, injections=tuple(found), seed=seed)
+    return Schedule(job=job, injections=tuple(found), seed=seed, drawn=True)
 
 
 def _ends_a_host(name: str, job: JobSpec) -> bool:
@@ -50,7 +50,8 @@ def _ends_a_host(name: str, job: JobSpec) -> bool:
 
 def _fitting(job: JobSpec) -> list[str]:
     """The kinds that a job of so many hosts can have; those that need another kind of job only if it is one anyway."""
-    return [name for name, kind in KINDS.items() if kind.hosts <= job.hosts and (job.shared or not kind.shared)]
+    workers = job.hosts * job.workers
+    return [name for name, kind in KINDS.items() if kind.hosts <= job.hosts and kind.workers <= workers and (job.shared or not kind.shared)]
 
 
 def _fault(name: str, at: float, job: JobSpec, generator: random.Random) -> Injection:

@@ -60,8 +60,9 @@ def written(schedule: Schedule) -> str:
     defaults = JobSpec().to_json()
     job = {name: value for name, value in schedule.job.to_json().items() if value != defaults[name]}
     tables = [("[job]", job), *(("[[fault]]", each.to_json()) for each in schedule.injections)]
-    parts = ["\n".join([heading, *(f"{name} = {_value(value)}" for name, value in table.items())]) for heading, table in tables]
-    return "\n\n".join([f"seed = {schedule.seed}", *parts]) + "\n"
+    parts = ["\n".join([name_of_table, *(f"{name} = {_value(value)}" for name, value in table.items())]) for name_of_table, table in tables]
+    heading = f"seed = {schedule.seed}" + ("\ndrawn = true" if schedule.drawn else "")
+    return "\n\n".join([heading, *parts]) + "\n"
 
 
 def _value(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,8 +16,7 @@ from elastic.chaos.injection import Injection
 from elastic.chaos.running import RunningJob
 from elastic.chaos.sampler import Sampler
 
-_NEAR_S, _POLL_S = 0.0005, 0.01
-_LATE_STEPS = 3
+_POLL_S, _PATIENCE_S = 0.01, 300.0
 _SETTLED_S, _SETTLED_STEPS = 120.0, 5
 
 
@@ -22,8 +24,16 @@ class NoEffect(Exception):
     """The fault could not be injected, or nothing shows that it took effect; the message says why."""
 
 
+class JobOver(NoEffect):
+    """The job ended before the fault could be injected, or before its effect could be seen."""
+
+
 class Vanished(NoEffect):
-    """The victim ended by itself, or by another fault, just before: another one can be chosen."""
+    """The victim ended by itself, or by another fault, just before, and nothing was done to it: another one can be chosen."""
+
+
+class Missed(NoEffect):
+    """The fault hit a victim, but not at the moment that it is for: it can be tried again. The message says what it hit instead."""
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Hit:
 class Effect:
     """What became of an injection. `proof` is a sentence about the observed effect; None with the reason `why` if there is none.
 
+    `missed` are sentences about earlier tries, each of which missed its moment. `over`: the job ended before there could be a proof.
     `others` are the hosts with members that were left when a host was lost. `at` and `until` are times of time.monotonic().
     """
 
@@ -50,7 +61,9 @@ class Effect:
     until: float | None = None
     hits: list[Hit] = field(default_factory=list)
     proof: str | None = None
-    why: str | None = "it was not its turn before the job ended"
+    why: str | None = "the job ended before it was due"
+    missed: list[str] = field(default_factory=list)
+    over: bool = True
     others: int | None = None
 
     @property
@@ -62,7 +75,8 @@ class Effect:
         """JSON types only; times count from `since`."""
         at, until = (None if each is None else round(each - since, 4) for each in (self.at, self.until))
         fault = {"fault": str(self.injection), "kind": self.injection.kind, "planned": self.injection.to_json()}
-        return {**fault, "at": at, "until": until, "hits": [asdict(hit) for hit in self.hits], "proof": self.proof, "why": self.why}
+        found = {"proof": self.proof, "why": self.why, "missed": self.missed, "over": self.over}
+        return {**fault, "at": at, "until": until, "hits": [asdict(hit) for hit in self.hits], **found}
 
 
 @dataclass
@@ -72,27 +86,39 @@ class Scene:
     job: RunningJob
     sampler: Sampler
     over: threading.Event = field(default_factory=threading.Event)
+    _turns: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def target(self, place: int) -> Target:
-        """Waits for members, and returns the one at `place`, modulo their number. Raises NoEffect."""
-        found = self.wait("the job has members that can be hit", self.job.targets, 60.0)
+        """Waits for members, and returns the one at `place`, modulo their number. Raises JobOver."""
+        found = self.wait("it has members that can be hit", self.job.targets)
         return found[place % len(found)]
 
-    def host(self, number: int) -> Host:
-        """Waits for hosts whose agents are known, and returns one. Raises NoEffect."""
-        found = self.wait("a host takes part", lambda: [host for host in self.job.present if host.agent is not None], 60.0)
+    def host(self, number: int, least: int = 1) -> Host:
+        """Waits until at least so many hosts take part whose agents are known, and returns one of them. Raises JobOver."""
+        what = "a host takes part" if least == 1 else f"{least} hosts take part"
+        found = self.wait(what, lambda: len(known := [host for host in self.job.present if host.agent is not None]) >= least and known)
         return found[number % len(found)]
 
-    def wait(self, what: str, met: Callable[[], Any], seconds: float, poll_s: float = _POLL_S) -> Any:
-        """Waits until the condition is met and returns it. Raises NoEffect if the job ends before, or after so many seconds."""
+    def wait(self, what: str, met: Callable[[], Any], seconds: float = _PATIENCE_S, poll_s: float = _POLL_S) -> Any:
+        """Waits until the condition is met and returns it. Raises JobOver if the job ends before, NoEffect after so many seconds."""
         deadline = time.monotonic() + seconds
         while not (found := met()):
             if self.over.is_set():
-                raise NoEffect(f"the job ended before {what}")
+                raise JobOver(f"the job ended before this was so: {what}")
             if time.monotonic() > deadline:
                 raise NoEffect(f"not within {seconds:g} s: {what}")
             time.sleep(poll_s)
         return found
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[None]:
+        """Waits until no other fault of this thing lasts: two at once would spoil each other's proofs. Raises JobOver."""
+        lock = self._turns[what]
+        self.wait(f"the other fault of {what} is over", lambda: lock.acquire(blocking=False), math.inf)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def losing(self, effect: Effect, host: Host) -> None:
         """Notes the hosts with members that are left when this one is lost."""
@@ -115,22 +141,11 @@ class Scene:
         """Lets a fault last, but not beyond the end of the job."""
         self.over.wait(seconds)
 
-    def at_phase(self, effect: Effect) -> Target:
-        """Waits for the moment of an injection that names a phase of a step, and returns its victim; at once without a phase."""
-        injection = effect.injection
-        target = self.target(injection.place)
-        if injection.phase is None or injection.step is None:
-            return target
-        wanted: int = injection.step
-
-        def there() -> bool:
-            doing = target.doing()
-            if doing is None or doing.step < wanted:
-                return False
-            return doing.phase == injection.phase or doing.step > wanted + _LATE_STEPS
-
-        self.wait(f"worker {target.worker} is in {injection.phase} of step {wanted}", there, 60.0, _NEAR_S)
-        return target
+    def last_until(self, met: Callable[[], bool], seconds: float, poll_s: float = _POLL_S) -> None:
+        """Waits until the condition is met, so many seconds are over, or the job is."""
+        deadline = time.monotonic() + seconds
+        while not met() and time.monotonic() < deadline and not self.over.wait(poll_s):
+            pass
 
     def hit(self, effect: Effect, target: Target) -> Hit:
         """Adds a victim to the record, with what it is doing now."""

@@ -66,17 +66,21 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A job and its faults. `seed` is what random victims and the script's random faults were drawn from. Raises SettingsError for a fault
-    that the job cannot have."""
+    """A job and its faults. `seed` is what random victims and the script's random faults were drawn from. `drawn`: the faults are random,
+    and those that are due when the script has ended by itself are left out. Raises SettingsError for a fault that the job cannot have."""
 
     job: JobSpec
     injections: tuple[Injection, ...]
     seed: int = 0
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         for each in self.injections:
             if each.of.hosts > self.job.hosts:
                 raise SettingsError(f"{each} needs {each.of.hosts} hosts, and the job has {self.job.hosts}: give --hosts {each.of.hosts}")
+            workers = self.job.hosts * self.job.workers
+            if each.of.workers > workers:
+                raise SettingsError(f"{each} needs {each.of.workers} workers, and the job has {workers}: give --workers {each.of.workers}")
             if each.step is not None and self.job.steps and each.step >= self.job.steps:
                 raise SettingsError(f"{each} is due after the last step: the job has {self.job.steps} steps, counted from 0")
             if each.time is not None and self.job.minutes and each.time >= 60 * self.job.minutes:
@@ -98,12 +102,13 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` returns an equal schedule."""
-        return {"job": self.job.to_json(), "faults": [each.to_json() for each in self.injections], "seed": self.seed}
+        data = {"job": self.job.to_json(), "faults": [each.to_json() for each in self.injections], "seed": self.seed}
+        return {**data, "drawn": True} if self.drawn else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schedule:
         """The inverse of `to_json`. Raises SettingsError."""
-        if unknown := sorted(set(data).difference(("job", "faults", "seed"))):
-            raise SettingsError(f"a schedule has no {', '.join(unknown)}: use job, faults and seed")
+        if unknown := sorted(set(data).difference(("job", "faults", "seed", "drawn"))):
+            raise SettingsError(f"a schedule has no {', '.join(unknown)}: use job, faults, seed and drawn")
         faults = tuple(map(Injection.from_json, data.get("faults", ())))
-        return cls(job=JobSpec.from_json(data.get("job", {})), injections=faults, seed=data.get("seed", 0))
+        return cls(job=JobSpec.from_json(data.get("job", {})), injections=faults, seed=data.get("seed", 0), drawn=data.get("drawn", False))

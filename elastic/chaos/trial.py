@@ -147,17 +147,15 @@ def _network(schedule: Schedule, notices: list[str]) -> Iterator[Network | Proxi
 
 def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say, patience_s: float) -> str | None:
     """Watches over the job until it is over; returns why it had to be ended, None if it ended."""
-    told, settled_at = 0, None
+    told, settled_at = set[str](), None
     patience_s += sum(each.lasts_s for each in job.schedule.injections)
     ends_at: float | None = None
     while not (job.over and (job.ended or injector.done)):
         job.supervise()
         job.end_late()
         now = time.monotonic()
-        fired = [effect for effect in injector.effects if effect.at is not None]
-        for effect in fired[told:]:
-            say(f"{now - (sampler.first_at or now):6.1f} s  step {sampler.step:5}  {effect.injection}")
-        told = len(fired)
+        for line in _new_lines(injector, told):
+            say(f"{now - (sampler.first_at or now):6.1f} s  step {sampler.step:5}  {line}")
         if now - sampler.moved_at > patience_s:
             return f"the job made no step for {patience_s:g} s, and the harness ended it in step {sampler.step}"
         if ends_at is None and _should_end(job, sampler, injector, now):
@@ -167,6 +165,19 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
                 job.end_soon(sampler.highest, _step_s(sampler))
         time.sleep(_LOOK_S)
     return None
+
+
+def _new_lines(injector: Injector, told: set[str]) -> list[str]:
+    """What has not been said of faults: that they are injected, that they missed their moments, and why they had no effect."""
+    found = []
+    for number, effect in enumerate(injector.effects):
+        lines = [f"{effect.injection}"] if effect.at is not None else []
+        lines += [f"{effect.injection} again: {missed}" for missed in [*effect.missed]]
+        lines += [f"{effect.injection} without effect: {effect.why}"] if effect.until is not None and effect.why is not None else []
+        keys = {f"{number} {line}": line for line in lines}
+        found += [line for key, line in keys.items() if key not in told]
+        told.update(keys)
+    return found
 
 
 def _should_end(job: RunningJob, sampler: Sampler, injector: Injector, now: float) -> bool:

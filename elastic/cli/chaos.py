@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from elastic.chaos.kinds import ALL, KINDS
 from elastic.cli.plan import argument
@@ -159,9 +160,8 @@ def _print(record: Any, data: dict[str, Any]) -> None:
     table = Table("oracle", "verdict", "why")
     colours = {"pass": "green", "fail": "red", "unknown": "yellow"}
     for finding in record.findings:
-        table.add_row(finding.oracle, f"[{colours[finding.verdict]}]{finding.verdict}", finding.reason.replace("[", "\\["))
-    console = Console(markup=False, emoji=False)
-    console.print(table)
+        table.add_row(finding.oracle, Text(finding.verdict, colours[finding.verdict]), Text(finding.reason))
+    Console().print(table)
     goodput = data["goodput"]
     if goodput is not None:
         print(

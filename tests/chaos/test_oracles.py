@@ -11,6 +11,7 @@ import pytest
 from elastic.chaos.evidence import Evidence, HostEnd, Left, WorkerNotes
 from elastic.chaos.injection import parse
 from elastic.chaos.oracles import ALL, FAIL, PASS, UNKNOWN, Finding, judge, verdict_of
+from elastic.chaos.oracles.ending import allowed_s
 from elastic.chaos.sampler import Promises, Seen
 from elastic.chaos.scene import Effect, Hit
 from elastic.chaos.schedule import JobSpec, Schedule
@@ -143,6 +144,38 @@ def test_a_fault_without_proof_makes_the_verdict_unknown():
     finding = found(evidence, "took effect")
     assert (finding.verdict, finding.reason) == (UNKNOWN, "kill@8: it had ended")
     assert verdict_of([each for each in judge(evidence) if each.oracle != "blame"]) == UNKNOWN
+
+
+def late(**changes: Any) -> Effect:
+    """A fault that was not due before the job ended."""
+    return Effect(parse("kill@900s"), **changes)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_random_faults_behind_the_end_of_a_script_are_left_out_and_written_ones_make_the_verdict_unknown(drawn: bool):
+    known = fine()
+    schedule = replace(known.schedule, drawn=drawn)
+    finding = found(replace(known, schedule=schedule, effects=(*known.effects, late(), late()), last=None), "took effect")
+    assert finding.verdict == (PASS if drawn else UNKNOWN)
+    words = (
+        "all 1 faults took effect; 2 random ones are left out, since the job had ended after 20 steps before they were due"
+        if drawn
+        else "kill@900s: the job ended before it was due; kill@900s: the job ended before it was due (the script ended by itself after "
+        "20 steps: give earlier faults)"
+    )
+    assert finding.reason == words
+
+
+@pytest.mark.parametrize("effects", [(late(),), (late(), late(over=False, why="the byte did not change"))])
+def test_random_faults_of_which_none_took_effect_prove_nothing(effects: tuple[Effect, ...]):
+    assert found(replace(fine(effects=effects), schedule=replace(fine().schedule, drawn=True)), "took effect").verdict == UNKNOWN
+
+
+def test_a_fault_that_was_tried_again_says_so_and_may_cost_more():
+    known = fine()
+    again = replace(known.effects[0], missed=["the replacement was a member already"])
+    assert found(replace(known, effects=(again,)), "took effect").reason == "all 1 faults took effect, after 1 that missed their moment"
+    assert allowed_s(known, [again]) == pytest.approx(allowed_s(known, [known.effects[0]]) + 0.5 + 2.5)
 
 
 def test_without_an_undisturbed_run_numbers_are_unknown():

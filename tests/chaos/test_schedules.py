@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis
 import pytest
 from hypothesis import strategies
@@ -13,7 +15,6 @@ from elastic.chaos.kinds import KINDS, ONE_HOST
 from elastic.chaos.random_schedule import drawn
 from elastic.chaos.schedule import JobSpec, Schedule
 from elastic.errors import SettingsError
-from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
 
 _NUMBERS = strategies.floats(0.5, 1e4).map(lambda number: float(f"{number:g}"))
 
@@ -26,7 +27,7 @@ def injections(draw: strategies.DrawFn) -> Injection:
         data["time"] = draw(_NUMBERS)
     else:
         data["step"] = draw(strategies.integers(0, 10**6))
-    phases = RECOVERY_PHASES if kind == "kill-during-recovery" else STEP_PHASES if "step" in data else ()
+    phases = KINDS[kind].phases if kind == "kill-during-recovery" or "step" in data else ()
     if phases and draw(strategies.booleans()):
         data["phase"] = draw(strategies.sampled_from(phases))
     if KINDS[kind].seconds is not None and draw(strategies.booleans()):
@@ -49,7 +50,8 @@ def test_the_text_form_is_parsed_back(fault: Injection):
 def test_schedules_have_a_json_and_a_toml_form(faults: list[Injection]):
     schedule = Schedule(job=JobSpec(hosts=3, workers=2, args=("a", 1.5, [1], {"b": True})), injections=tuple(faults), seed=4)
     assert Schedule.from_json(schedule.to_json()) == schedule
-    assert scenario.parsed(scenario.written(schedule)) == schedule
+    for each in (schedule, replace(schedule, drawn=True)):
+        assert scenario.parsed(scenario.written(each)) == each
 
 
 WRONG = [
@@ -62,6 +64,9 @@ WRONG = [
     ("[[fault]]\nkind = 'kill'\nstep = 1\nplace = 1.5", "place=1.5 is not a number"),
     ("[[fault]]\nkind = 'kill'\nstep = 1\nphase = 'gate'", "there is no phase 'gate': use one of forward"),
     ("[[fault]]\nkind = 'kill'\ntime = 1\nphase = 'forward'", "a phase needs a step"),
+    ("[[fault]]\nkind = 'corrupt'\nstep = 3\nphase = 'apply'", "corrupt: there is no phase 'apply': use one of forward, backward"),
+    ("[[fault]]\nkind = 'etcd-down'\nstep = 3\nphase = 'apply'", "etcd-down: it waits for no phase: leave 'apply' out"),
+    ("[job]\nworkers = 1\n[[fault]]\nkind = 'kill-during-recovery'\nstep = 3", "needs 2 workers, and the job has 1: give --workers 2"),
     ("[[fault]]\nkind = 'kill'\ntime = 1\nseconds = 3", "kill is over at once; leave seconds out"),
     ("[[fault]]\nkind = 'stop'\ntime = 1\nfactor = 3", "factor is for slow"),
     ("[[fault]]\nkind = 'slow'\ntime = 1\nfactor = 0.5", "at least 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from elastic.chaos.inject import control, disk, etcd, memory, network, workers
+from elastic.chaos.inject import control, disk, etcd, memory, network, recoveries, workers
 from elastic.chaos.scene import Effect, Scene
 
 INJECT: dict[str, Callable[[Scene, Effect], None]] = {
@@ -12,8 +12,8 @@ INJECT: dict[str, Callable[[Scene, Effect], None]] = {
     "kill-many": workers.kill_many,
     "stop": workers.stop,
     "slow": workers.slow,
-    "kill-during-recovery": workers.kill_during_recovery,
-    "kill-joiner": workers.kill_joiner,
+    "kill-during-recovery": recoveries.kill_during_recovery,
+    "kill-joiner": recoveries.kill_joiner,
     "corrupt": memory.corrupt,
     "agent-kill": control.agent_kill,
     "join": control.join,

@@ -38,6 +38,11 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 def disk_full(scene: Scene, effect: Effect) -> None:
     """Fills the file system, and makes room again later."""
+    with scene.turn("the disk"):
+        _full(scene, effect)
+
+
+def _full(scene: Scene, effect: Effect) -> None:
     path = scene.job.disk / _FILL
     effect.at = time.monotonic()
     written = 0

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from elastic.chaos.hosts import children_of, send, stat_of
+from elastic.chaos.hosts import children_of, stat_of
+from elastic.chaos.inject.killing import ended_by_kill
 from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.scene import Effect, Hit, NoEffect, Scene
 
-_DEATH_S, _AGAIN_S = 5.0, 60.0
+_AGAIN_S = 120.0
 
 
 def restart(scene: Scene, effect: Effect) -> None:
     """Kills etcd; it is started again at once."""
-    if scene.job.etcd is not None:
-        _down(scene, effect, scene.job.etcd, 0.0)
-        return
-    pid = scene.wait("the job's private etcd runs", lambda: _private(scene), 60.0)
+    with scene.turn("etcd"):
+        if scene.job.etcd is not None:
+            _down(scene, effect, scene.job.etcd, 0.0)
+        else:
+            _restart_private(scene, effect)
+
+
+def _restart_private(scene: Scene, effect: Effect) -> None:
+    pid = scene.wait("the job's private etcd runs", lambda: _private(scene))
     effect.hits.append(Hit(pid=pid))
+    ended_by_kill(pid)
     effect.at = time.monotonic()
-    send(pid, signal.SIGKILL)
-    scene.wait("etcd is dead", lambda: stat_of(pid) is None, _DEATH_S)
     new = scene.wait("the job starts its etcd again", lambda: (found := _private(scene)) != pid and found, _AGAIN_S)
     effect.proof = f"etcd's process {pid} ended by SIGKILL, and {new} took its place"
 
@@ -40,13 +44,14 @@ def _private(scene: Scene) -> int | None:
 
 def down(scene: Scene, effect: Effect) -> None:
     """Kills etcd, and starts it again later."""
-    _down(scene, effect, _own(scene), effect.injection.lasts_s)
+    with scene.turn("etcd"):
+        _down(scene, effect, _own(scene), effect.injection.lasts_s)
 
 
 def _down(scene: Scene, effect: Effect, etcd: OwnEtcd, seconds: float) -> None:
     pid = etcd.pid
     if pid is None:
-        raise NoEffect("etcd was down already")
+        raise NoEffect("etcd had ended by itself")
     effect.hits.append(Hit(pid=pid))
     effect.at = time.monotonic()
     etcd.kill()
@@ -62,7 +67,11 @@ def _down(scene: Scene, effect: Effect, etcd: OwnEtcd, seconds: float) -> None:
 
 def full(scene: Scene, effect: Effect) -> None:
     """Makes etcd refuse writes, as one without space does."""
-    etcd = _own(scene)
+    with scene.turn("etcd"):
+        _full(scene, effect, _own(scene))
+
+
+def _full(scene: Scene, effect: Effect, etcd: OwnEtcd) -> None:
     effect.at = time.monotonic()
     try:
         etcd.alarm(full=True)

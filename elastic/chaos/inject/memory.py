@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from elastic.chaos.hosts import Target, held, stat_of
-from elastic.chaos.scene import Effect, NoEffect, Scene, Vanished
+from elastic.chaos.hosts import Target, stat_of
+from elastic.chaos.inject.moments import NEAR_S, caught
+from elastic.chaos.kinds import AT_REST
+from elastic.chaos.scene import Effect, JobOver, NoEffect, Scene, Vanished
 from elastic.memory.segment import MappedSegment
+from elastic.observe.activity import Doing
 from elastic.recovery.offers import Contents, Place
 
-_AT_REST = ("forward", "backward")
-_TRIES, _NEAR_S = 400, 0.0005
+_TRIES, _EACH, _COMPUTES_S, _ANOTHER_S = 50, 5, 5.0, 0.1
+_FIRST = 2  # the first step in which there is state of a step before
 
 
 def corrupt(scene: Scene, effect: Effect) -> None:
-    """Flips one bit of optimizer state. The worker is stopped for a moment, so that it surely computes, and its state is at rest."""
-    target = scene.at_phase(effect)
-    scene.wait("it has state of a first step", lambda: (doing := target.doing()) is not None and doing.step >= 2, 30.0)
-    generator = random.Random(f"{effect.injection}")
-    for _ in range(_TRIES):
-        scene.wait("it computes", lambda: (doing := target.doing()) is not None and doing.phase in _AT_REST, 30.0, _NEAR_S)
+    """Flips one bit of optimizer state. The worker is stopped for a moment, so that it surely computes, and its state is at rest.
+
+    A worker may have no state of its own, as one that has just joined: then it is tried again, and then it is another one's turn.
+    """
+    injection, generator = effect.injection, random.Random(f"{effect.injection}")
+    phases = AT_REST if injection.phase is None else (injection.phase,)
+    first = _FIRST if injection.phase is None else max(_FIRST, injection.step or 0)
+
+    def at_rest(doing: Doing) -> bool:
+        return doing.phase in phases and doing.step >= first
+
+    scene.wait("optimizer state of a first step", lambda: scene.sampler.step >= first, math.inf)
+    why = "no worker was caught while it computed"
+    for turn in range(_TRIES):
+        target = scene.target(injection.place + turn // _EACH)
+        scene.last_until(lambda target=target: _is(target, at_rest) or stat_of(target.pid) is None, _COMPUTES_S, NEAR_S)
+        if scene.over.is_set():
+            raise JobOver(f"the job ended before it was so far: {why}")
         try:
-            with _standing_still(target):
-                doing = target.doing()
-                if doing is None or doing.phase not in _AT_REST:
-                    continue
-                scene.hit(effect, target)
-                effect.at = time.monotonic()
-                effect.proof = _flip(target, generator)
-                return
-        except ProcessLookupError:
-            raise Vanished("the victim ended by itself just before") from None
-    raise NoEffect("the worker was never caught while it computed")
+            with caught(target, at_rest) as there:
+                if there:
+                    effect.proof = _flip(target, generator)
+                    effect.at = time.monotonic()
+                    scene.hit(effect, target)
+                    return
+        except Vanished:
+            continue
+        except NoEffect as error:
+            why = str(error)
+            scene.over.wait(_ANOTHER_S)
+    raise NoEffect(why)
 
 
-@contextmanager
-def _standing_still(target: Target) -> Iterator[None]:
-    with held(target.pid) as descriptor:
-        signal.pidfd_send_signal(descriptor, signal.SIGSTOP)
-        try:
-            deadline = time.monotonic() + 0.5
-            while (stat := stat_of(target.pid)) is not None and stat.state != "T" and time.monotonic() < deadline:
-                time.sleep(0.0002)
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, signal.SIGCONT)
+def _is(target: Target, wanted: Callable[[Doing], bool]) -> bool:
+    doing = target.doing()
+    return doing is not None and wanted(doing)
 
 
 def _flip(target: Target, generator: random.Random) -> str:

@@ -18,11 +18,19 @@ _THREADS, _DESCRIPTORS = 3, 12
 
 
 def took_effect(evidence: Evidence) -> Finding:
-    """Every fault of the schedule proved that it took effect."""
-    without = [effect for effect in evidence.effects if effect.proof is None]
-    if without:
-        return unknown("took effect", "; ".join(f"{effect.injection}: {effect.why}" for effect in without[:3]))
-    return passed("took effect", f"all {len(evidence.effects)} faults took effect")
+    """Every fault of the schedule proved that it took effect. Random ones that were due after the script's own end are left out."""
+    name, without = "took effect", [effect for effect in evidence.effects if effect.proof is None]
+    late = [effect for effect in without if effect.over]
+    count, steps = len(evidence.effects) - len(late), 1 + max(evidence.steps, default=-1)
+    tries = sum(len(effect.missed) for effect in evidence.effects)
+    again = f", after {tries} that missed their moment" if tries else ""
+    if without and not (evidence.schedule.drawn and len(late) == len(without) and count):
+        reasons = [f"{effect.injection}: {effect.why}" for effect in without[:3]]
+        advice = f" (the script ended by itself after {steps} steps: give earlier faults)" if late and evidence.last is None else ""
+        more = f"; and {len(without) - 3} more" if len(without) > 3 else ""
+        return unknown(name, "; ".join(reasons) + more + advice)
+    left_out = f"; {len(late)} random ones are left out, since the job had ended after {steps} steps before they were due" if late else ""
+    return passed(name, f"all {count} faults took effect{again}{left_out}")
 
 
 def ended(evidence: Evidence) -> Finding:
@@ -151,7 +159,7 @@ def allowed_s(evidence: Evidence, faults: list[Effect]) -> float:
     """How long the job may stand still: the times until faults are noticed, a recovery for each, and some steps."""
     bound = UNASKED_S + _STEPS * usual_s(evidence)
     for effect in faults:
-        bound += effect.injection.of.noticed_s + RECOVERY_S
+        bound += (1 + len(effect.missed)) * (effect.injection.of.noticed_s + RECOVERY_S)
         if effect.injection.kind.startswith("etcd-") or effect.injection.kind == "disk-full":
             bound += effect.injection.lasts_s + RECOVERY_S  # a recovery waits for it
         if effect.injection.kind in ("agent-kill", "host-loss", "partition") and (evidence.schedule.job.hosts == 1 or _all_lost(evidence)):
