@@ -46,8 +46,16 @@ class DatasetBatches:
         return self.collate(drawn)
 
 
-def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None) -> Batch:
-    """Returns the function (step, micro_batch) -> micro-batch.
+def batches(
+    data: Any,
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    seed: int,
+    collate: Callable[[list[Any]], Any] | None,
+    shuffles: bool = True,
+) -> Batch:
+    """Returns the function (step, micro_batch) -> micro-batch; `shuffles` is for map-style datasets.
 
     Raises:
         TrainerError: for data that can only be read once, or that is empty.
@@ -59,7 +67,12 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
         if len(data) == 0:
             raise TrainerError("the dataset is empty")
         return DatasetBatches(
-            dataset=data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate or default_collate
+            dataset=data,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=seed,
+            collate=collate or default_collate,
+            shuffles=shuffles,
         )
     if callable(data):
         return data

@@ -99,7 +99,7 @@ class StreamBatches:
                 self._begin()
                 (sample,) = self._samples(range(first, first + 1), kept_from=first - self._batch_size)
         mark = self._marks[step]
-        return {"step": step, "pass": mark.number, "in_pass": mark.in_pass, "state": mark.state, "next": _digest([sample])}
+        return {"step": step, "pass": mark.number, "in_pass": mark.in_pass, "state": mark.state, "next": digest_of([sample])}
 
     def continue_from(self, found: Mapping[str, Any]) -> None:
         """Continues from what `state_before` returned, if the dataset's state is complete; else from the beginning."""
@@ -112,7 +112,7 @@ class StreamBatches:
             self._pass, self._in_pass = found["pass"], found["in_pass"]
             self._read = self._oldest = step * self._batch_size
             self._iterator = self._pass_over(copy.deepcopy(found["state"]))
-            if _digest(self._samples(range(self._read, self._read + 1), kept_from=self._read)) == found["next"]:
+            if digest_of(self._samples(range(self._read, self._read + 1), kept_from=self._read)) == found["next"]:
                 return
         kind = type(self._dataset).__name__
         _log.warning(
@@ -160,7 +160,7 @@ class StreamBatches:
 
     def _digest_of_first(self) -> str:
         self._begin()
-        return _digest(self._samples(range(self._batch_size), kept_from=0))
+        return digest_of(self._samples(range(self._batch_size), kept_from=0))
 
 
 class Position:
@@ -181,7 +181,8 @@ class Position:
         self._stream.continue_from(state)
 
 
-def _digest(samples: list[Any]) -> str:
+def digest_of(samples: list[Any]) -> str:
+    """Returns a digest of samples or micro-batches that tells them apart. Objects of unknown classes count by their class only."""
     total = hashlib.blake2b(digest_size=16)
     for sample in samples:
         for part in _parts(sample):

@@ -44,7 +44,7 @@ def host_lasting(elements: int, dtype: torch.dtype) -> torch.Tensor:
     """Allocates a flat tensor of zeros on the host that outlives this process, if it has a segment."""
     if _segment is None or not elements:
         return torch.zeros(elements, dtype=dtype)
-    return _of_host_bytes(_segment.allocate(elements * dtype.itemsize), dtype)
+    return of_host_bytes(_segment.allocate(elements * dtype.itemsize), dtype)
 
 
 def lasting_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,10 +112,11 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
 
 def of_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
     """Returns received bytes (uint8, writable) as a tensor where layers compute. On the CPU it shares the memory, which must not change."""
-    return device.placed(_of_host_bytes(memory, dtype, shape))
+    return device.placed(of_host_bytes(memory, dtype, shape))
 
 
-def _of_host_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
+def of_host_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
+    """Returns bytes (uint8, writable) as a tensor on the host; shares the memory."""
     found = torch.from_numpy(memory) if memory.size else torch.empty(0, dtype=torch.uint8)
     return found.view(dtype).view(shape)
 

@@ -64,8 +64,28 @@ def freeze(modules: Mapping[str, Sequence[Any]]) -> None:
             content = Path(path).read_bytes()
             if _digest(content) == digest:
                 _frozen[name] = SourceFile(path=path, digest=digest, package=package), content
-    if _frozen and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    _find_frozen()
+
+
+def contents() -> dict[str, tuple[str, str, bool, bytes]]:
+    """Returns the user's imported modules with their sources, for `keep` in another process: path, digest, package and content by name.
+
+    Those whose files have changed since the import are left out.
+    """
+    found = {}
+    for name, source in note_imported().items():
+        with suppress(OSError):
+            content = _frozen[name][1] if name in _frozen else Path(source.path).read_bytes()
+            if _digest(content) == source.digest:
+                found[name] = (source.path, source.digest, source.package, content)
+    return found
+
+
+def keep(modules: Mapping[str, tuple[str, str, bool, bytes]]) -> None:
+    """Keeps modules in memory, as `contents` returns them: this process imports them from there."""
+    for name, (path, digest, package, content) in modules.items():
+        _frozen[name] = SourceFile(path=path, digest=digest, package=package), content
+    _find_frozen()
 
 
 def frozen(name: str) -> ModuleSpec | None:
@@ -96,6 +116,11 @@ def own_file(module: ModuleType | None) -> str | None:
     if not isinstance(path, str) or path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
         return None
     return None if path.startswith(_NOT_THE_USERS) or "/" not in path else path
+
+
+def _find_frozen() -> None:
+    if _frozen and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -165,6 +165,11 @@ def is_whole(name: str) -> bool:
     return name.endswith(".py") and ":" not in name
 
 
+def load_main(path: str) -> None:
+    """Imports a script without its `if __name__ == "__main__"` part, so that objects pickled as `__main__.Name` are found."""
+    _load_script(Path(path))
+
+
 def _whole(path: Path) -> Callable[..., Any]:
     """Returns a function that runs the script with its `if __name__ == "__main__"` part, and its arguments in `sys.argv`."""
 

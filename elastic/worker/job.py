@@ -191,7 +191,7 @@ class Job:
             model: any module; the body calls it. The parameters of several models are called `0.weight`, `1.weight` and so on.
             optimizer: a fresh `torch.optim.Optimizer` over its parameters.
             data: a map-style dataset, which is shuffled by `seed`; an iterable one, which every worker reads in order; a DataLoader, whose
-                dataset, batch_size, collate_fn and shuffle= are taken; or a function `batch(step, micro_batch)`.
+                dataset, batch_size, collate_fn, shuffle= and num_workers are taken; or a function `batch(step, micro_batch)`.
             micro_batch_size: samples of one body. It decides bits, and does not depend on the number of workers.
             batch_size: samples of one update, of all workers together; by default the DataLoader's.
             scheduler: a scheduler of that optimizer. Its `step()` acts where `loader.report` is not None, and after a loop.

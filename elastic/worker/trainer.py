@@ -56,6 +56,8 @@ from elastic.worker.extra_files import extra_files
 from elastic.worker.history import History
 from elastic.worker.inplace_changes import InPlace
 from elastic.worker.layer_attributes import Attributes
+from elastic.worker.loading.ahead import ahead
+from elastic.worker.loading.given import given
 from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.own_statistics import own_statistics
@@ -78,8 +80,8 @@ class Trainer:
             of transformers that the function returns is cut, too.
         loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
-        data: a map-style dataset; an iterable one, which every worker reads in order; or a function `batch(step, micro_batch)`. Of a tuple
-            or list, the model gets the first element.
+        data: a map-style dataset; an iterable one, which every worker reads in order; a DataLoader, whose dataset, collate_fn, shuffle= and
+            num_workers are taken; or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
         batch_size: samples of a step, of all workers together.
         micro_batch_size: samples of a micro-batch; it must divide `batch_size`.
         scheduler: a scheduler of that optimizer, or a function that makes one from it; stepped once per step. `ReduceLROnPlateau` is not:
@@ -159,9 +161,11 @@ class Trainer:
         check_choices(clip_norm, on_nonfinite)
         scale = LossScale.of(loss_scale)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        loads = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
+        what = given(data, batch_size, collate)
+        sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+        loads = ahead(batches(what.data, **sizes, seed=seed, collate=what.collate, shuffles=what.shuffles), what.processes)
         self._batch, self._stream = placing(loads), stream_in(loads)
-        self._collate = collate
+        self._collate = what.collate
         built, initial = model_of(model, optimizer, seed, weights, names, lambda: self._batch(0, 0), warn=self._job.profile)
         place_model(split(built)[0])
         self._model = LayeredModel(built, initial=initial)
@@ -180,12 +184,11 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         self._naming = naming_of(self._model.root, names)
         if checkpoint is not None:
-            samples = len(data) if isinstance(data, Sized) else None
-            sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "seed": seed, "samples": samples}
+            samples = len(what.data) if isinstance(what.data, Sized) else None
             record = TrainingRecord(
                 optimizer=type(instance).__name__,
                 scheduler="" if self._scheduler is None else type(self._scheduler).__name__,
-                settings=sizes,
+                settings={**sizes, "seed": seed, "samples": samples},
                 group_values=group_values(instance),
             )
             files = extra_files(names if isinstance(names, nn.Module) else uncut(built), checkpoint_files or {})

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from elastic.engine.data import tokens_in
-from elastic.worker.plain import source
+from elastic.worker.loading.ahead import LoaderSettings
+from elastic.worker.loading.given import Given
+from elastic.worker.loading.given import given as given_data
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.prepare import _ends
-from elastic.worker.plain.source import Given, Stream, stream_of
+from elastic.worker.plain.source import Stream, stream_of
 from tests.plain import loops
 
 ROWS = loops.Rows()
@@ -35,25 +37,33 @@ class Numbers(torch.utils.data.Dataset[Any]):
 
 
 def indices(shuffle: bool, steps: int) -> list[int]:
-    what = source.given(DataLoader(Numbers(), batch_size=8, shuffle=shuffle), None, None)
+    what = given_data(DataLoader(Numbers(), batch_size=8, shuffle=shuffle), None, None)
     stream = stream_of(what, 4, 1)
     return [int(i) for step in range(steps) for micro_batch in range(2) for i in stream.load(step, micro_batch)]
 
 
 def test_a_loader_gives_its_dataset_sizes_and_order() -> None:
     join = lambda samples: torch.stack(samples) + 1  # noqa: E731
-    what = source.given(DataLoader(Numbers(), batch_size=8, shuffle=True, collate_fn=join), None, None)
+    what = given_data(DataLoader(Numbers(), batch_size=8, shuffle=True, collate_fn=join), None, None)
     assert (what.batch_size, what.shuffles, what.collate) == (8, True, join)
-    assert source.given(DataLoader(Numbers(), batch_size=8), 16, None).batch_size == 16
+    assert given_data(DataLoader(Numbers(), batch_size=8), 16, None).batch_size == 16
     assert indices(False, 5) == list(range(40))
     assert sorted(indices(True, 5)) == list(range(40)) != indices(True, 5)
     assert indices(False, 6)[-8:] == list(range(8))
 
 
-def test_workers_of_a_loader_are_said_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:
+def test_processes_of_a_loader_are_said_to_be_unused_for_iterable_data(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        source.given(DataLoader(Numbers(), num_workers=2), None, None)
-    assert "num_workers=2 is not used" in caplog.text
+        assert given_data(DataLoader(loops.Stream(), num_workers=2), None, None).processes is None
+    assert "num_workers=2 is not used: each worker reads all" in caplog.text
+
+
+def test_a_loader_says_what_its_processes_are() -> None:
+    found = given_data(DataLoader(Numbers(), num_workers=2, prefetch_factor=3, timeout=5), None, None).processes
+    assert found == LoaderSettings(processes=2, prefetch=3, init=None, timeout_s=5)
+    found = given_data(DataLoader(Numbers(), num_workers=1, worker_init_fn=print), None, None).processes
+    assert found == LoaderSettings(processes=1, prefetch=2, init=print, timeout_s=0)
+    assert given_data(DataLoader(Numbers()), None, None).processes is None
 
 
 def test_a_micro_batch_is_found_by_its_key_once_and_counts_its_tokens() -> None:

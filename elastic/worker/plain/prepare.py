@@ -11,13 +11,14 @@ from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
 from elastic.worker.arguments import cut_batch
 from elastic.worker.job import Job
+from elastic.worker.loading.given import Given, given
 from elastic.worker.plain.arguments import Sorted
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.loop import Loop
 from elastic.worker.plain.optimizer import PreparedOptimizer, PreparedScheduler
 from elastic.worker.plain.refusals import check_model, check_optimizers, check_options, check_process
 from elastic.worker.plain.several import Schedulers, as_one, parameters_of
-from elastic.worker.plain.source import Given, SizedStream, given, stream_of
+from elastic.worker.plain.source import SizedStream, stream_of
 from elastic.worker.plain.trainer import PlainTrainer
 
 
