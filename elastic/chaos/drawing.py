@@ -10,7 +10,7 @@ from typing import Any
 from elastic.observe.activity import RECOVERY_PHASES
 
 WIDTH = 1000
-_LEFT, _RIGHT = 92, 12
+_LEFT, _RIGHT, _LEAST = 92, 12, 3.0
 _FAMILIES = {
     "etcd": "c3",
     "disk": "c4",
@@ -89,7 +89,7 @@ def _faults(faults: Sequence[Mapping[str, Any]], seconds: float) -> tuple[list[s
         y = 8 + 30 * row
         proof = fault["proof"] or f"no effect is proven: {fault['why']}"
         kind = family(fault["kind"]) if fault["proof"] else "unproven"
-        found.append(_box(x, y + 14, until - x, 7, kind, f"{fault['fault']} at {fault['at']:.1f} s: {proof}"))
+        found.append(_box(x, y + 14, max(until - x, _LEAST), 7, kind, f"{fault['fault']} at {fault['at']:.1f} s: {proof}"))
         found.append(_text(x if not right else x + 4, y + 11, label, "mark", "end" if right else "start"))
     return found, 8 + 30 * max(1, len(ends))
 

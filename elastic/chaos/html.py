@@ -42,10 +42,11 @@ def page(report: Mapping[str, Any], path: str | None = None) -> str:
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     goodput, step_s = report["goodput"], report["step_s"]
     proven = sum(each["proof"] is not None for each in report["faults"])
+    left_out = sum(each["proof"] is None and each["over"] for each in report["faults"]) if report["schedule"].get("drawn") else 0
     longest = max((each["seconds"] for each in report["stalls"]), default=0.0)
     return [
         (f"{report['steps']}", f"steps of {1000 * step_s:.0f} ms" if step_s else "steps"),
-        (f"{proven} of {len(report['faults'])}", "faults took effect"),
+        (f"{proven} of {len(report['faults']) - left_out}", "faults took effect" + (f"; {left_out} left out" if left_out else "")),
         (f"{goodput['share']:.0%}" if goodput else "-", "goodput, of what the surviving workers allow"),
         (f"{longest:.2f} s", "longest stall"),
         (f"{len(report['incidents'])}", "incidents"),

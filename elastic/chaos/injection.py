@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -51,11 +52,13 @@ class Injection:
             raise SettingsError(f"{self.kind}: settled={self.settled!r} is not true or false")
         if self.factor is not None and (self.kind not in _FACTORS or self.factor < 1):
             raise SettingsError(f"{self}: factor is for slow (how many times as slow) and delay (milliseconds), and at least 1")
+        if self.kind == "slow" and (self.strength <= 1 or self.lasts_s <= 0):
+            raise SettingsError(f"{self}: a worker is slow with a factor above 1, for some seconds")
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
         number = int if name in (*_COUNTS, "step") else (int, float)
-        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or value < (name == "count")):
+        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not (name == "count") <= value < math.inf):
             raise SettingsError(f"{self.kind}: {name}={value!r} is not a number of at least {int(name == 'count')}")
 
     def _check_phase(self) -> None:

@@ -150,6 +150,6 @@ ONE_HOST = tuple(kind.name for kind in ALL if kind.hosts == 1 and not kind.share
 
 def kind_of(name: str) -> Kind:
     """Returns the kind of this name. Raises SettingsError with all names."""
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise SettingsError(f"there is no fault {name!r}: use {', '.join(KINDS)} (`elastic chaos list` describes them)")
     return KINDS[name]

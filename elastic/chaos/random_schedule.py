@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ def drawn(job: JobSpec, seed: int, mtbf_s: float, kinds: Sequence[str] | None = 
 
     Without `kinds`, all that a job of so many hosts can have. Raises SettingsError.
     """
-    if not mtbf_s > 0:
+    if not 0 < mtbf_s < math.inf:
         raise SettingsError(f"mtbf={mtbf_s}: the mean time between faults is a number of seconds above 0")
     if not job.minutes and faults is None:
         raise SettingsError("a random schedule needs the job's minutes")

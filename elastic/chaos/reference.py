@@ -125,7 +125,10 @@ def _made(job: JobSpec, steps: int) -> Reference:
             raise JobFailed(
                 f"the undisturbed run failed with exit code {ended.returncode}, so the script fails without faults: {ended.stderr[-1500:]}"
             )
-        (notes,) = worker_notes(folder / "observed")
+        found = worker_notes(folder / "observed")
+        if len(found) != 1:
+            raise JobFailed("the undisturbed run ended without a trainer: the script must train with an elastic.Trainer")
+        (notes,) = found
     return Reference(
         losses=tuple(each.loss for each in notes.given),
         grad_norms=tuple(each.grad_norm for each in notes.given),

@@ -39,6 +39,8 @@ def load(path: Path) -> Schedule:
         return parsed(path.read_text())
     except OSError as error:
         raise SettingsError(f"the scenario {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: it is not TOML: {error}") from error
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -39,8 +40,12 @@ class JobSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SettingsError(f"{name}={value!r}: use a whole number of at least {least}")
-        if not isinstance(self.minutes, int | float) or self.minutes < 0:
+        if not isinstance(self.minutes, int | float) or not 0 <= self.minutes < math.inf:
             raise SettingsError(f"minutes={self.minutes!r}: use a number of at least 0")
+        if not isinstance(self.script, str):
+            raise SettingsError(f"script={self.script!r}: name a train function, as path.py:function or module:function")
+        if self.stages is not None and (not isinstance(self.stages, int) or isinstance(self.stages, bool)):
+            raise SettingsError(f"stages={self.stages!r}: use a whole number")
         if self.stages is not None and not 1 <= self.stages <= self.hosts * self.workers:
             raise SettingsError(f"stages={self.stages}: use 1 to {self.hosts * self.workers}, the number of workers on all hosts")
         if self.etcd not in (PRIVATE, OWN):
@@ -61,7 +66,10 @@ class JobSpec:
         known = [each.name for each in fields(cls)]
         if unknown := sorted(set(data).difference(known)):
             raise SettingsError(f"a job has no {', '.join(unknown)}: use {', '.join(known)}")
-        return cls(**{**data, "args": tuple(data.get("args", ()))})
+        args = data.get("args", ())
+        if not isinstance(args, list | tuple):
+            raise SettingsError(f"args={args!r}: use a list of the arguments that the train function gets")
+        return cls(**{**data, "args": tuple(args)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +83,9 @@ class Schedule:
     drawn: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not isinstance(self.drawn, bool):
+            raise SettingsError(f"seed={self.seed!r}, drawn={self.drawn!r}: a seed is a whole number, and drawn is true or false")
+        self._check_victims()
         for each in self.injections:
             if each.of.hosts > self.job.hosts:
                 raise SettingsError(f"{each} needs {each.of.hosts} hosts, and the job has {self.job.hosts}: give --hosts {each.of.hosts}")
@@ -85,6 +96,16 @@ class Schedule:
                 raise SettingsError(f"{each} is due after the last step: the job has {self.job.steps} steps, counted from 0")
             if each.time is not None and self.job.minutes and each.time >= 60 * self.job.minutes:
                 raise SettingsError(f"{each} is due after the end: the job runs for {60 * self.job.minutes:g} s")
+
+    def _check_victims(self) -> None:
+        """Refuses workers and hosts that the job never has. New hosts may be hit too."""
+        hosts = self.job.hosts + sum(each.kind == "join" for each in self.injections)
+        for each in self.injections:
+            if each.host >= hosts:
+                raise SettingsError(f"{each}: there is no host {each.host}: the job has {hosts}, counted from 0")
+            if each.place >= hosts * self.job.workers:
+                workers = hosts * self.job.workers
+                raise SettingsError(f"{each}: there is no worker at place {each.place}: the job has {workers}, counted from 0")
 
     @property
     def shared(self) -> bool:
@@ -110,5 +131,7 @@ class Schedule:
         """The inverse of `to_json`. Raises SettingsError."""
         if unknown := sorted(set(data).difference(("job", "faults", "seed", "drawn"))):
             raise SettingsError(f"a schedule has no {', '.join(unknown)}: use job, faults, seed and drawn")
+        if not all(isinstance(each, Mapping) for each in data.get("faults", ())):
+            raise SettingsError("each fault is a table: write [[fault]], with a kind and a time or step")
         faults = tuple(map(Injection.from_json, data.get("faults", ())))
         return cls(job=JobSpec.from_json(data.get("job", {})), injections=faults, seed=data.get("seed", 0), drawn=data.get("drawn", False))

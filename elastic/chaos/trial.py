@@ -194,7 +194,9 @@ def _step_s(sampler: Sampler) -> float:
 
 def _compared(evidence: Evidence, say: Say) -> Evidence:
     """The evidence with the undisturbed run. If losses differ, that is made again: a script that is not repeatable proves nothing."""
-    steps = 1 + max(evidence.steps, default=-1)
+    if not evidence.steps:
+        return replace(evidence, no_reference="no loop was given a step")
+    steps = 1 + max(evidence.steps)
     digests = [step for notes in evidence.workers for step in notes.digests]
     try:
         known = reference.reference(evidence.schedule.job, max([steps, *digests]), say)

@@ -31,6 +31,8 @@ _EPILOG = "Exit codes: 0 pass, 1 fail, 2 wrong arguments or a machine without wh
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON to this file (docs/chaos.md has its fields).")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML page to this file.")]
+Calm = Annotated[Path | None, typer.Option("--reference", help="Compare with this undisturbed run, a file of ~/.cache/elastic-chaos.")]
+Patience = Annotated[float, typer.Option(min=1.0, help="End a job that makes no step for so many seconds: it fails.")]
 Keep = Annotated[Path | None, typer.Option("--keep", help="Keep all files of the run in this new folder: logs, notes of workers, etcd.")]
 
 
@@ -70,10 +72,8 @@ def run(
     ] = None,
     json_file: Json = None,
     html: Html = None,
-    calm: Annotated[
-        Path | None, typer.Option("--reference", help="Compare with this undisturbed run, a file of ~/.cache/elastic-chaos.")
-    ] = None,
-    patience: Annotated[float, typer.Option(help="End a job that makes no step for so many seconds: it fails.")] = 120.0,
+    calm: Calm = None,
+    patience: Patience = 120.0,
     keep: Keep = None,
 ) -> None:
     """Runs a training under faults. By default a small GPT of its own, for a minute, under random faults of all kinds that fit."""
@@ -112,19 +112,23 @@ def _schedule(
         if faults:
             raise SettingsError("give either --faults (kinds of random faults) or --fault (a fault)")
         return Schedule(job=spec, injections=tuple(map(injection.parse, fault)), seed=seed)
-    return drawn(spec, seed, mtbf, None if faults is None else [name.strip() for name in faults.split(",") if name.strip()])
+    kinds = None if faults is None else [name.strip() for name in faults.split(",") if name.strip()]
+    if kinds == []:
+        raise SettingsError("--faults names no kind: leave it out for all that fit, or see `elastic chaos list`")
+    return drawn(spec, seed, mtbf, kinds)
 
 
 def _run(
     schedule: Any, json_file: Path | None, html: Path | None, keep: Path | None, calm: Path | None = None, patience_s: float = 120.0
 ) -> None:
     """Runs a schedule, prints and writes its report, and exits with the code of its verdict."""
-    from elastic.chaos import reference, trial
+    from elastic.chaos import trial
     from elastic.chaos.report import report, write
 
-    known = None if calm is None else reference.read(calm)
-    if calm is not None and known is None:
-        raise SettingsError(f"--reference {calm}: there is no undisturbed run in this file")
+    _check_outputs(json_file, html)
+    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise SettingsError(f"--keep {keep}: files of a run are kept in a new or empty folder, and this is none")
+    known = _known(calm)
     job = schedule.job
     hosts = f"{job.hosts} hosts with {job.workers} workers each" if job.hosts > 1 else f"{job.workers} workers"
     print(f"{job.script} on {hosts}, {len(schedule.injections)} faults, seed {schedule.seed}", flush=True)
@@ -139,6 +143,29 @@ def _run(
         html.write_text(page(data, None if json_file is None else str(json_file)))
     _print(record, data)
     raise typer.Exit(CODES[record.verdict])
+
+
+def _known(calm: Path | None) -> Any:
+    """The undisturbed run of a file. Raises SettingsError if there is none."""
+    from elastic.chaos import reference
+
+    known = None if calm is None else reference.read(calm)
+    if calm is not None and known is None:
+        raise SettingsError(f"--reference {calm}: there is no undisturbed run in this file")
+    return known
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Refuses files that cannot be written, before a run rather than behind it. Raises SettingsError."""
+    for path in filter(None, paths):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):
+                pass
+            if path.stat().st_size == 0:
+                path.unlink()
+        except OSError as error:
+            raise SettingsError(f"the report cannot be written to {path}: {error.strerror}") from None
 
 
 @contextmanager
@@ -172,14 +199,19 @@ def _print(record: Any, data: dict[str, Any]) -> None:
 
 @app.command(epilog=_EPILOG)
 def replay(
-    report: Annotated[Path, typer.Argument(help="A report of --json.")], json_file: Json = None, html: Html = None, keep: Keep = None
+    report: Annotated[Path, typer.Argument(help="A report of --json.")],
+    json_file: Json = None,
+    html: Html = None,
+    calm: Calm = None,
+    patience: Patience = 120.0,
+    keep: Keep = None,
 ) -> None:
     """Runs the schedule of a report again."""
     from elastic.chaos.report import load
 
     try:
         schedule, _ = load(report)
-        _run(schedule, json_file, html, keep)
+        _run(schedule, json_file, html, keep, calm, patience)
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -192,21 +224,26 @@ def shrink(
     tries: Annotated[int, typer.Option(min=1, help="Runs of each schedule; it fails if one of them does.")] = 1,
     json_file: Json = None,
     html: Html = None,
+    calm: Calm = None,
+    patience: Patience = 120.0,
 ) -> None:
     """Looks for the smallest schedule that still fails as the report says, by running parts of it. --json: write that report anew."""
     try:
-        raise typer.Exit(_shrink(report, out, tries, json_file, html))
+        raise typer.Exit(_shrink(report, out, tries, (json_file, html), calm, patience))
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
 
-def _shrink(path: Path, out: Path, tries: int, json_file: Path | None, html: Path | None) -> int:
+def _shrink(path: Path, out: Path, tries: int, files: tuple[Path | None, Path | None], calm: Path | None, patience_s: float) -> int:
     from elastic.chaos import trial
     from elastic.chaos.report import load, write
     from elastic.chaos.scenario import written
     from elastic.chaos.shrink import shrunk
 
+    json_file, html = files
+    _check_outputs(out, json_file, html)
+    known = _known(calm)
     schedule, data = load(path)
     wanted = {finding["oracle"] for finding in data["findings"] if finding["verdict"] == "fail"}
     if not wanted:
@@ -215,7 +252,7 @@ def _shrink(path: Path, out: Path, tries: int, json_file: Path | None, html: Pat
     def fails(candidate: Any) -> bool:
         for _ in range(tries):
             with _cleaning_up():
-                record = trial.run(candidate)
+                record = trial.run(candidate, calm=known, patience_s=patience_s)
             found = {finding.oracle for finding in record.findings if finding.verdict == "fail"}
             what = f"fails ({', '.join(sorted(found))})" if found else record.verdict
             print(f"{len(candidate.injections)} faults ({', '.join(map(str, candidate.injections)) or 'none'}): {what}", flush=True)

@@ -47,6 +47,17 @@ def different_each_time(folder: str, steps: int) -> None:
         pass
 
 
+def fails_after_a_loss(steps: int) -> None:
+    """It goes on without faults and beyond a slow worker, and fails when the members change."""
+    for report in trainer_of().run(steps):
+        if report.epoch > 1:
+            raise RuntimeError("it cannot bear another epoch")
+
+
+def makes_no_trainer() -> None:
+    pass
+
+
 def fails(steps: int) -> None:
     for report in trainer_of().run(steps):
         if report.step == 3:

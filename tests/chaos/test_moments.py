@@ -20,6 +20,7 @@ from elastic.chaos import scene as scenes
 from elastic.chaos.hosts import Host, stat_of
 from elastic.chaos.inject import INJECT
 from elastic.chaos.inject.moments import standing_still
+from elastic.chaos.inject.recoveries import moment_of
 from elastic.chaos.injection import parse
 from elastic.chaos.injector import Injector
 from elastic.chaos.running import RunningJob
@@ -80,6 +81,11 @@ def theatre(stage: Stage, tmp_path: Path) -> Iterator[Theatre]:
         process.wait()
 
 
+def joiner_fault(place: int, moment: int) -> str:
+    """A fault that kills a replacement at this moment of its way into the job: 0 as it is started, 1 in its start, 2 and 3 as it joins."""
+    return next(text for time in range(1, 50) if moment_of(parse(text := f"kill-joiner@{time}s place={place}")) == moment)
+
+
 def gone(pid: int) -> bool:
     return stat_of(pid) is None
 
@@ -88,7 +94,7 @@ def test_a_replacement_that_is_a_member_already_is_not_the_one_to_kill(theatre: 
     """The first replacement becomes a member at once: the fault causes another one, and kills that before it joins."""
     one, two, three = (theatre.spawn() for _ in range(3))
     theatre.members(1, one, two)
-    with theatre.fault("kill-joiner@1s place=1") as effect:
+    with theatre.fault(joiner_fault(1, 1)) as effect:
         until(lambda: gone(two))
         early = theatre.spawn()
         theatre.members(3, one, early)
@@ -107,10 +113,11 @@ def test_a_replacement_that_is_a_member_already_is_not_the_one_to_kill(theatre: 
     assert not gone(three)
 
 
-def test_a_replacement_is_killed_as_it_joins(theatre: Theatre):
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_replacement_is_killed_before_it_joins(theatre: Theatre, moment: int):
     pids = [theatre.spawn() for _ in range(2)]
     theatre.members(1, *pids)
-    with theatre.fault("kill-joiner@1s place=0") as effect:
+    with theatre.fault(joiner_fault(0, moment)) as effect:
         until(lambda: gone(pids[0]))
         new = theatre.spawn()
         until(lambda: gone(new))

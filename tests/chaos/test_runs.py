@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from elastic.chaos import trial
+from elastic.chaos import scenario, trial
 from elastic.chaos.injection import Injection, parse
 from elastic.chaos.oracles import FAIL, PASS, UNKNOWN
 from elastic.chaos.schedule import JobSpec, Schedule
@@ -44,7 +44,7 @@ def passes(record: trial.Record) -> trial.Record:
 def test_two_faults_of_today():
     generator = random.Random(TODAY)
     kinds = generator.sample(["kill", "kill-many", "corrupt", "etcd-restart", "slow"], 2)
-    faults = [Injection(kind=kind, step=6 + 8 * at, place=generator.randrange(9), host=0) for at, kind in enumerate(kinds)]
+    faults = [Injection(kind=kind, step=6 + 8 * at, place=generator.randrange(2), host=0) for at, kind in enumerate(kinds)]
     short = [str(each) + (" seconds=1" if each.kind == "slow" else "") for each in faults]
     record = ran(*short, args=[1_000_000, 0.0], steps=20)
     assert record.verdict == PASS, (f"seed {TODAY}", short, record.reasons)
@@ -165,6 +165,29 @@ def test_the_command_runs_and_replays(tmp_path: Path):
     assert "kill@5:backward" in page.read_text()
 
 
+@pytest.mark.long
+def test_the_command_shrinks_a_schedule_that_fails(tmp_path: Path):
+    report, smallest, page = tmp_path / "r.json", tmp_path / "smallest.toml", tmp_path / "s.html"
+    words = ["run", "--script", f"{SCRIPT}:fails_after_a_loss", "--arg", "30", "--workers", "2", "--minutes", "1", "--json", str(report)]
+    faults = ["slow@4 seconds=0.3", "kill@8:backward place=1", "etcd-restart@4"]
+    first = CliRunner().invoke(app, ["chaos", *words, *(word for fault in faults for word in ("--fault", fault))])
+    assert first.exit_code == 1, first.output
+    assert "it cannot bear another epoch" in first.output
+    ended = CliRunner().invoke(app, ["chaos", "shrink", str(report), "--out", str(smallest), "--html", str(page)])
+    assert ended.exit_code == 0, ended.output
+    assert f"1 of 3 faults are enough: elastic chaos run {smallest}" in ended.output
+    assert [str(each) for each in scenario.load(smallest).injections] == ["kill@8:backward place=1"]
+    assert "The smallest schedule that fails" in page.read_text()
+
+
+@pytest.mark.long
+def test_a_script_that_makes_no_trainer_fails_with_the_reason():
+    record = ran("kill@3", script=f"{SCRIPT}:makes_no_trainer", steps=0)
+    assert record.verdict == UNKNOWN
+    assert "took effect: kill@3: the job ended before it was due" in record.reasons[0]
+    assert any("no step was given to any loop" in reason for reason in record.reasons)
+
+
 BAD = [
     (["run", "--fault", "explode@3"], "there is no fault 'explode'"),
     (["run", "--faults", "kill,explode"], "there is no fault 'explode'"),
@@ -176,6 +199,12 @@ BAD = [
     (["replay", "nothing.json"], "cannot be read"),
     (["shrink", "nothing.json"], "cannot be read"),
     (["run", "--minutes", "-1"], "minutes=-1"),
+    (["run", "--faults", " , "], "--faults names no kind"),
+    (["run", "--fault", "kill@3 place=3"], "there is no worker at place 3: the job has 3"),
+    (["run", "--patience", "0"], "Invalid value for '--patience'"),
+    (["run", "--fault", "kill@3", "--html", "/proc/none/r.html"], "the report cannot be written to /proc/none/r.html"),
+    (["run", "--fault", "kill@3", "--keep", "/proc"], "--keep /proc: files of a run are kept in a new or empty folder"),
+    (["run", "--fault", "kill@3", "--reference", "none.json"], "there is no undisturbed run in this file"),
 ]
 
 

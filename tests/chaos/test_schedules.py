@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -21,8 +22,9 @@ _NUMBERS = strategies.floats(0.5, 1e4).map(lambda number: float(f"{number:g}"))
 
 @strategies.composite
 def injections(draw: strategies.DrawFn) -> Injection:
+    """Faults of a job with three hosts of two workers."""
     kind = draw(strategies.sampled_from(sorted(KINDS)))
-    data: dict = {"kind": kind, "place": draw(strategies.integers(0, 99)), "host": draw(strategies.integers(0, 9))}
+    data: dict = {"kind": kind, "place": draw(strategies.integers(0, 5)), "host": draw(strategies.integers(0, 2))}
     if draw(strategies.booleans()):
         data["time"] = draw(_NUMBERS)
     else:
@@ -70,6 +72,19 @@ WRONG = [
     ("[[fault]]\nkind = 'kill'\ntime = 1\nseconds = 3", "kill is over at once; leave seconds out"),
     ("[[fault]]\nkind = 'stop'\ntime = 1\nfactor = 3", "factor is for slow"),
     ("[[fault]]\nkind = 'slow'\ntime = 1\nfactor = 0.5", "at least 1"),
+    ("[[fault]]\nkind = 'slow'\ntime = 1\nfactor = 1", "a worker is slow with a factor above 1"),
+    ("[[fault]]\nkind = 'slow'\ntime = 1\nseconds = 0", "for some seconds"),
+    ("[[fault]]\nkind = 'kill'\ntime = nan", "time=nan is not a number of at least 0"),
+    ("[[fault]]\nkind = 'stop'\ntime = 1\nseconds = inf", "seconds=inf is not a number of at least 0"),
+    ("[[fault]]\nkind = 3\ntime = 1", "there is no fault 3"),
+    ("[[fault]]\nkind = 'kill'\ntime = 1\nplace = 3", "there is no worker at place 3: the job has 3, counted from 0"),
+    ("[job]\nhosts = 2\n[[fault]]\nkind = 'partition'\ntime = 1\nhost = 2", "there is no host 2: the job has 2, counted from 0"),
+    ("fault = [1]", "each fault is a table"),
+    ("seed = 'x'", "a seed is a whole number"),
+    ("[job]\nscript = 3", "script=3: name a train function"),
+    ("[job]\nargs = 3", "args=3: use a list"),
+    ("[job]\nstages = 'a'", "stages='a': use a whole number"),
+    ("[job]\nminutes = nan", "minutes=nan: use a number of at least 0"),
     ("[[fault]]\nkind = 'partition'\ntime = 1", "needs 2 hosts, and the job has 1: give --hosts 2"),
     ("[job]\nsteps = 10\n[[fault]]\nkind = 'kill'\nstep = 10", "is due after the last step: the job has 10 steps"),
     ("[job]\nminutes = 0.5\n[[fault]]\nkind = 'kill'\ntime = 30", "is due after the end: the job runs for 30 s"),
@@ -88,6 +103,20 @@ def test_what_is_wrong_is_refused_with_advice(text: str, message: str):
     with pytest.raises(SettingsError) as caught:
         scenario.parsed(text)
     assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "s.toml").write_bytes(b"\x89PNG")
+    with pytest.raises(SettingsError, match=r"s.toml: it is not TOML: .*can't decode byte 0x89"):
+        scenario.load(tmp_path / "s.toml")
+
+
+def test_the_scenario_of_the_documentation_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "chaos.md").read_text()
+    lines = text[text.index("    [job]") : text.index("How some are injected")].splitlines()
+    schedule = scenario.parsed("\n".join(line.strip() for line in lines))
+    assert list(map(str, schedule.injections)) == ["kill@12:backward place=1", "stop@3.5s seconds=4"]
+    assert (schedule.job.workers, schedule.job.steps, schedule.job.checkpoint_every) == (4, 60, 20)
 
 
 @pytest.mark.parametrize("text", ["kill", "kill@", "kill@x", "kill@1.5", "kill@3 place=a", "kill@3 place", "@3", "kill@3:"])
@@ -123,6 +152,7 @@ def test_random_schedules_have_the_asked_kinds_and_number():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"mtbf_s": float("nan")}, "the mean time between faults is a number of seconds above 0"),
         ({"mtbf_s": 0.0}, "the mean time between faults is a number of seconds above 0"),
         ({"mtbf_s": 1.0, "kinds": ["kil"]}, "there is no fault 'kil'"),
         ({"mtbf_s": 50.0, "faults": 90}, "do not fit into 1 minutes"),
@@ -133,6 +163,11 @@ def test_random_schedules_that_cannot_be_are_refused(options: dict, message: str
     with pytest.raises(SettingsError) as caught:
         drawn(JobSpec(minutes=1.0), 1, **options)
     assert message in str(caught.value)
+
+
+def test_a_host_that_joins_has_workers_that_can_be_hit():
+    faults = tuple(map(injection.parse, ["join@1", "kill@9 place=5", "kill@9 host=1"]))
+    assert len(Schedule(job=JobSpec(workers=3), injections=faults).injections) == 3
 
 
 def test_what_a_schedule_needs_of_the_job():

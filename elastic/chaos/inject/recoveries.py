@@ -7,12 +7,14 @@ victim, so that it does take effect; `Effect.missed` says how often, and why.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from contextlib import suppress
 
 from elastic.chaos.hosts import Host, Target, stat_of
 from elastic.chaos.inject.killing import ended_by_kill, killed
 from elastic.chaos.inject.moments import NEAR_S, caught, standing_still
+from elastic.chaos.injection import Injection
 from elastic.chaos.scene import Effect, Hit, Missed, Scene, Vanished
 from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, Doing, read
 
@@ -99,12 +101,17 @@ def _workers(scene: Scene) -> list[tuple[Host, int]]:
     return [(host, pid) for host in scene.job.present for pid in (*host.joiners(), *(target.pid for target in host.targets()))]
 
 
+def moment_of(injection: Injection) -> int:
+    """Which of four moments of a replacement's way into the job a fault hits; it follows from its text."""
+    return random.Random(f"{injection}").randrange(4)
+
+
 def _at_its_moment(scene: Scene, effect: Effect, host: Host, pid: int) -> None:
     """Waits for one of four moments of a replacement's way into the job: as it is started, in its start, and twice as it joins.
 
     Once a moment was missed, the first one is taken.
     """
-    moment = 0 if effect.missed else effect.injection.place % 4
+    moment = 0 if effect.missed else moment_of(effect.injection)
     if moment == 1:
         scene.last(_START_S)
     if moment < 2:
