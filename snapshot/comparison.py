@@ -63,7 +63,7 @@ class Comparison:
         self._worker, self._rest = worker, rest
         self._runs: dict[Role, list[tuple[int, int, int, int]]] = {"live": [], "gathered": [], "replica": []}
         self._by_peer: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-        for layer in layout.layers:
+        for layer in (each for each in layout.layers if each.layer not in layout.model.frozen):
             for interval in layer.intervals:
                 run, place = (layer.layer, interval.start, interval.stop, interval.owner), (layer.layer, interval.start)
                 if interval.owner == worker:

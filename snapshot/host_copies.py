@@ -41,6 +41,7 @@ class HostCopies(PreviousCopies):
         self._ahead_step: int | None = None
         self._ahead_held: list[Held] = []
         self._over = True
+        self._still: dict[tuple[int, int], dict[str, torch.Tensor]] = {}  # of what nothing changes: one copy for all steps
 
     def begin(self, step: int) -> None:
         """Begins to copy the owned shards, which are at step `step`; returns at once. They must not be written to before `settle`."""
@@ -94,6 +95,7 @@ class HostCopies(PreviousCopies):
         self._side.wait()
         self._pinned.release()
         self._ahead, self._ahead_step, self._ahead_held, self._over = None, None, [], True
+        self._still = {}
         super().release()
 
     def _free(self) -> Buffer:
@@ -106,7 +108,9 @@ class HostCopies(PreviousCopies):
 
     def _copied(self, buffer: Buffer, key: tuple[int, int]) -> Shard:
         shard = self._updater.shards[key]
-        memory = buffer.memory.setdefault(key, {})
+        if key in self._still:
+            return replace(shard, memory=dict(self._still[key]))
+        memory = self._still.setdefault(key, {}) if key[0] in self._updater.still else buffer.memory.setdefault(key, {})
         for name, values in shard.memory.items():
             if name not in memory:
                 memory[name] = self._pinned.lasting(values.numel(), values.dtype)

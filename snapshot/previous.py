@@ -117,6 +117,8 @@ class PreviousCopies:
         return self._buffers[-1]
 
     def _copy(self, key: tuple[int, int], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if key[0] in self._updater.still:
+            return dict(source)  # nothing changes it
         previous = self._buffer.memory.setdefault(key, {})
         for name, values in source.items():
             if name in previous:

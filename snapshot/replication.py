@@ -86,7 +86,17 @@ class Replicator:
         self._skipped: set[int] = set()
         self._scales: dict[int, GradientScale] = {}
 
+    def _is_still(self, replica: Replica) -> bool:
+        """Returns whether nothing changes a replica: then it is one of each step, and no updates come."""
+        return replica.shard.layer in self._spec.frozen
+
+    @property
+    def _changing(self) -> list[Replica]:
+        return [replica for replica in self.replicas if not self._is_still(replica)]
+
     def _room(self, shard: Shard) -> Landing:
+        if shard.layer in self._spec.frozen:
+            return Landing(empty(0, torch.uint8))
         return Landing(empty(self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
 
     def _prefix(self, shard: Shard) -> int:
@@ -101,7 +111,7 @@ class Replicator:
     @property
     def state_bytes(self) -> int:
         """Memory of the replicas and of their previous copies."""
-        previous = [memory.nbytes for replica in self.replicas if replica.previous for memory in replica.previous.memory.values()]
+        previous = [memory.nbytes for replica in self._changing if replica.previous for memory in replica.previous.memory.values()]
         return sum(memory.nbytes for replica in self.replicas for memory in replica.shard.memory.values()) + sum(previous)
 
     @property
@@ -127,17 +137,19 @@ class Replicator:
 
     def replay(self, step: int) -> None:
         """Applies step `step` to every replica that has its update, after copying it aside: both steps can be sent from then on."""
-        ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step and r.step is not None]
-        if not ready:
+        ready = [(r, r.received) for r in self._changing if r.received is not None and r.received.step == step and r.step is not None]
+        still = [r for r in self.replicas if self._is_still(r) and r.step is not None and r.step < step]
+        if not ready and not still:
             return
-        self._copy_aside([replica for replica, _ in ready])
+        self._copy_aside([*(replica for replica, _ in ready), *still])
         gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
         if self._rest is not None:
             self._rest.forget("replica")
         if self._observer is not None:
             self._observer.replays()
-        self._optimizer.replay(gradients, self._settings[step], self._scales[step], skipped=step in self._skipped)
-        for replica, _ in ready:
+        if gradients:
+            self._optimizer.replay(gradients, self._settings[step], self._scales[step], skipped=step in self._skipped)
+        for replica in (*(replica for replica, _ in ready), *still):
             replica.step, replica.received = step, None
         if self._observer is not None:
             self._observer.replayed(step)
@@ -159,6 +171,8 @@ class Replicator:
 
     def _previous(self, replica: Replica) -> Held:
         assert replica.step is not None  # only usable replicas are replayed
+        if self._is_still(replica):
+            return held(replica.shard, replica.step, "previous replica", {})
         shard, memory = replica.shard, dict(replica.previous.memory) if replica.previous is not None else {}
         for state, values in shard.memory.items():
             if state in memory:
@@ -177,7 +191,7 @@ class Replicator:
     @property
     def step(self) -> int | None:
         """The step of the replicas; None if there are none."""
-        return next((replica.step for replica in self.replicas), None)
+        return next((replica.step for replica in self._changing), None)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the copies that this worker can send: every replica, its previous copy, and its next step if the update has arrived.
@@ -193,6 +207,8 @@ class Replicator:
                 continue
             scalars = self._optimizer.kept.scalars(shard)
             found.append(held(shard, replica.step, "replica", scalars))
+            if self._is_still(replica):
+                found.append(held(shard, replica.step + 1, "replica", scalars))
             if update is None:
                 continue
             skipped = update.step in self._skipped
@@ -207,7 +223,7 @@ class Replicator:
 
     def expect(self, step: int) -> None:
         """Posts the receive buffers for the updates of step `step`."""
-        for replica in self.replicas:
+        for replica in self._changing:
             replica.awaited = _tag(step, replica.shard)
             self._network.post(replica.shard.interval.owner, replica.awaited, replica.landing.bytes)
 

@@ -113,11 +113,14 @@ class Rest:
     """The digests of one worker's copies in one view.
 
     `every` is the number of steps in which each layer is digested once; `all_of(step)` returns whether a step digests all layers.
-    `owned_always`: every step digests and checks all owned shards, since nobody else has a copy of them.
+    `owned_always`: every step digests and checks all owned shards, since nobody else has a copy of them. Layers in `still` are not trained:
+    they are digested once, and checked when a recovery needs them.
     """
 
-    def __init__(self, every: int, all_of: Callable[[int], bool] = compared, *, owned_always: bool = False) -> None:
-        self._every, self._all_of, self._owned_always = every, all_of, owned_always
+    def __init__(
+        self, every: int, all_of: Callable[[int], bool] = compared, *, owned_always: bool = False, still: Collection[int] = ()
+    ) -> None:
+        self._every, self._all_of, self._owned_always, self._still = every, all_of, owned_always, still
         self._resting: dict[CopyKey, _Resting] = {}
         self._views: dict[CopyKey, Mapping[str, HostBytes]] = {}
         self.damaged: dict[CopyKey, Changed] = {}
@@ -143,12 +146,16 @@ class Rest:
 
         If the view `before` has digested the same memory as of the same step, that digest is taken.
         """
-        if not self._due(role, step, layer):
+        if layer not in self._still and not self._due(role, step, layer):
             return
         raw = self._raw(role, layer, start, memory)
+        own = self._resting.get((role, layer, start))
+        if layer in self._still and own is not None and _same(own.memory, raw):
+            self._resting[role, layer, start] = replace(own, step=step)
+            return
         known = None if before is None else before._resting.get((role, layer, start))
-        if known is not None and known.step == step and _same(known.memory, raw):
-            self._resting[role, layer, start] = known
+        if known is not None and (known.step == step or layer in self._still) and _same(known.memory, raw):
+            self._resting[role, layer, start] = replace(known, step=step)
             return
         checksums = {state: _checksum(each) for state, each in raw.items()}
         stop = start + next((each.numel() for each in memory.values()), 0)
@@ -164,7 +171,7 @@ class Rest:
 
     def forget(self, *roles: Role) -> None:
         """Forgets the digests of copies of these roles, which are about to be written to."""
-        self._resting = {key: resting for key, resting in self._resting.items() if key[0] not in roles}
+        self._resting = {key: each for key, each in self._resting.items() if key[0] not in roles or key[1] in self._still}
 
     def release(self) -> None:
         """Lets go of all memory."""
@@ -175,6 +182,8 @@ class Rest:
         self.forget(role)
         for previous in previous_copies:
             source = self._resting.get((origin, previous.layer, previous.start))
+            if previous.layer in self._still:
+                continue  # it is the shard's own memory
             if source is not None and source.step == previous.step:
                 raw = self._raw(role, previous.layer, previous.start, previous.memory)
                 memory = {state: raw[state] for state in source.memory}
@@ -187,7 +196,7 @@ class Rest:
         """
         found = []
         for (role, layer, start), resting in self._resting.items():
-            if role not in roles or (in_turn and not self._due(role, resting.step, layer)):
+            if role not in roles or (in_turn and (layer in self._still or not self._due(role, resting.step, layer))):
                 continue
             for state, memory in resting.memory.items():
                 was, now = resting.checksums[state], _checksum(memory)

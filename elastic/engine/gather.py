@@ -69,7 +69,8 @@ class Gatherer:
                     self._incoming.append(_Received(**where, landing=Landing(run), part=part))
         near = [peer for peer in parts if peer in shared]
         self._bundles = {peer: Bundle(MessageKind.PARAMETER, peer, [REFERENCE_BYTES] * parts[peer]) for peer in near}
-        self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
+        modules = model.spec.layers[: model.spec.depth]
+        self._homes = {layer.index: [*model.spec.parts[layer.index], *(tie.home for tie in layer.ties)] for layer in modules}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
         """Returns the start and the memory of each run of a layer that another worker owns."""
@@ -105,14 +106,17 @@ class Gatherer:
             self._network.send(peer, tag(MessageKind.PARAMETER, step), b"".join(references))
 
     def wait(self, layer: int) -> None:
-        """Returns when the layer's parameters, tied ones included, are up to date."""
+        """Returns when the parameters of a module, tied ones included, are up to date."""
         for home in self._homes[layer]:
-            awaited = self._awaited.get(home, [])
-            while awaited:  # a run that could not be received stays awaited
-                self._receive(*awaited[0])
-                del awaited[0]
-            if self._awaited.pop(home, None) is not None and self.arrived is not None:
-                self.arrived(home)
+            self._wait(home)
+
+    def _wait(self, home: int) -> None:
+        awaited = self._awaited.get(home, [])
+        while awaited:  # a run that could not be received stays awaited
+            self._receive(*awaited[0])
+            del awaited[0]
+        if self._awaited.pop(home, None) is not None and self.arrived is not None:
+            self.arrived(home)
 
     def settle(self) -> set[int]:
         """Takes the parameters that have arrived, without waiting, and returns the layers that are not up to date.
@@ -137,5 +141,5 @@ class Gatherer:
 
     def wait_all(self) -> None:
         """Returns when every parameter held here is up to date."""
-        for layer in list(self._awaited):
-            self.wait(layer)
+        for home in list(self._awaited):
+            self._wait(home)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,13 +18,27 @@ from elastic.engine.initial import InitialValues
 from elastic.engine.partial import note_whole, partial
 from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
-from elastic.layout.regions import MASTER, PARAM, SAME, CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+from elastic.layout.regions import (
+    BLOCK,
+    ITEMSIZE,
+    MASTER,
+    PARAM,
+    SAME,
+    TRAINED,
+    CutRule,
+    LayerSpec,
+    ModelSpec,
+    ParameterSpec,
+    Tie,
+    align,
+)
 from elastic.layout.runs import shared
 from elastic.memory import device
 from elastic.memory.raw import give_back
-from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting
+from elastic.memory.tensors import bytes_of, contiguous, copy, empty, is_hollow, lasting
 
-_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_LEAST = BLOCK
+"""Elements. Smaller buffers that are not trained are on every worker: they may be constants that code outside of layers reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +64,14 @@ class Vector:
 def vectors(spec: ModelSpec) -> tuple[Vector, ...]:
     """Returns all gradient vectors of a model, in layer order, each layer's own before its ties."""
     found: list[Vector] = []
-    for layer in spec.layers:
-        if layer.size:
-            found.append(Vector(id=len(found), layer=layer.index, home=layer.index, start=0, stop=layer.size, parameters=layer.parameters))
+    for layer in spec.layers[: spec.depth]:
+        for part in (spec.layers[each] for each in spec.parts[layer.index]):
+            if part.size and not part.frozen:
+                run = {"start": 0, "stop": part.size}
+                found.append(Vector(id=len(found), layer=layer.index, home=part.index, parameters=part.parameters, **run))
         for tie in layer.ties:
+            if spec.layers[tie.home].frozen:
+                continue
             parameter = spec.layers[tie.home].parameter(tie.name)
             run = {"start": parameter.start, "stop": align(parameter.stop)}
             found.append(Vector(id=len(found), layer=layer.index, home=tie.home, parameters=(parameter,), **run))
@@ -110,6 +128,24 @@ def _place(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
+Described = tuple[str, tuple[int, ...], str]
+"""A tensor's name, shape and dtype."""
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _described(name: str, tensor: torch.Tensor) -> Described:
+    return name, tuple(tensor.shape), _dtype_name(tensor)
+
+
+def _movable(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor that is not trained is plain memory, which can be moved between workers."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and _dtype_name(tensor) in ITEMSIZE and tensor.device == device.current() and tensor.numel() > 0
+
+
 class LayeredModel:
     """Owns the memory of the parameters of the layers that this worker holds.
 
@@ -139,38 +175,88 @@ class LayeredModel:
         note_whole(self._parameters.values())
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
         refuse_aliases(self.root)
-        homes: dict[int, int] = {}
-        described = tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers))
-        self.spec = ModelSpec(layers=described, cut=cut, masters=masters)
+        buffers = self._movable_buffers()
+        self._names |= {id(buffer): name for name, buffer in buffers.items()}
+        self._tensors: dict[str, torch.Tensor] = {**self._parameters, **buffers}
+        self.spec = ModelSpec(layers=self._describe_all({*buffers}), cut=cut, masters=masters)
         self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)
+        self._materialise()
         self.flats: dict[int, torch.Tensor] = {}
         self.whole = True  # all initial values can be had here: until the first `hold`, or always if they come from `initial`
         self.tied: dict[tuple[int, int], torch.Tensor] = {}
 
-    def _describe(self, index: int, layer: nn.Module, homes: dict[int, int]) -> LayerSpec:
-        own: list[tuple[str, Sequence[int], str]] = []
+    def _materialise(self) -> None:
+        """Gives values to buffers that were built without memory, and that every worker has to have."""
+        for name, buffer in self.root.named_buffers():
+            if self.initial is not None and is_hollow(buffer) and name not in self._placed:
+                buffer.data = self.initial.value(name)
+                self.watch.renew()
+
+    def _movable_buffers(self) -> dict[str, torch.Tensor]:
+        """Returns the buffers that only workers with their layer need: those in the state_dict that are large, and that nothing changes."""
+        saved = set(saved_buffers(self.root)).difference(self.running.names)
+        return {name: each for name, each in self.root.named_buffers() if name in saved and each.numel() >= _LEAST and _movable(each)}
+
+    def _describe_all(self, buffers: set[str]) -> tuple[LayerSpec, ...]:
+        """Returns each module's own vector, of its first trained dtype, and behind all these the vectors of its other kinds of tensors."""
+        homes: dict[int, int] = {}
+        own: list[LayerSpec] = []
+        others: list[tuple[int, tuple[bool, str], list[Described]]] = []
+        pending: list[list[torch.Tensor]] = []
+        for index, layer in enumerate(self.layers):
+            kinds, ties = self._kinds(index, layer, buffers, homes)
+            trained = [kind for kind in kinds if not kind[0]]
+            chosen = kinds.pop(trained[0]) if trained else []
+            own.append(LayerSpec.build(index, [_described(*each) for each in chosen], ties))
+            for kind, found in kinds.items():
+                others.append((index, kind, [_described(*each) for each in found]))
+                pending.append([tensor for _, tensor in found])
+        for number, tensors in enumerate(pending, len(own)):
+            homes.update({id(tensor): number for tensor in tensors})
+        placed = [replace(layer, ties=tuple(self._tie(tie.name, homes) for tie in layer.ties)) for layer in own]
+        parts = [LayerSpec.build(number, found, (), module, frozen) for number, (module, (frozen, _), found) in enumerate(others, len(own))]
+        return (*placed, *parts)
+
+    def _tie(self, name: str, homes: Mapping[int, int]) -> Tie:
+        return Tie(name=name, home=homes[id(self._tensors[name])])
+
+    def _kinds(
+        self, index: int, layer: nn.Module, buffers: set[str], homes: dict[int, int]
+    ) -> tuple[dict[tuple[bool, str], list[tuple[str, torch.Tensor]]], list[Tie]]:
+        """Returns a module's tensors that no lower one has, by whether they are frozen and dtype; and those that a lower one has."""
+        kinds: dict[tuple[bool, str], list[tuple[str, torch.Tensor]]] = {}
         ties: list[Tie] = []
-        for parameter in layer.parameters():
-            if not parameter.requires_grad:
+        for tensor in [*layer.parameters(), *(each for each in layer.buffers() if self._names.get(id(each)) in buffers)]:
+            if not self._is_placed(tensor):
                 continue
-            name = self._names[id(parameter)]
-            if parameter.dtype not in _DTYPES or parameter.device != device.current():
-                known = ", ".join(_DTYPES.values())
-                raise TrainerError(
-                    f"parameter {name} is {parameter.dtype} on {parameter.device}; only {known} on {device.current()} can be trained"
-                )
-            if id(parameter) in homes:
-                ties.append(Tie(name=name, home=homes[id(parameter)]))
+            name = self._names[id(tensor)]
+            if id(tensor) in homes:
+                ties.append(Tie(name=name, home=homes[id(tensor)]))
             else:
-                homes[id(parameter)] = index
-                own.append((name, tuple(parameter.shape), _DTYPES[parameter.dtype]))
-        if len({dtype for _, _, dtype in own}) > 1:
+                homes[id(tensor)] = index
+                kinds.setdefault((not tensor.requires_grad, _dtype_name(tensor)), []).append((name, tensor))
+        return kinds, ties
+
+    def _is_placed(self, tensor: torch.Tensor) -> bool:
+        """Returns whether a tensor lies in a vector. Raises TrainerError for one that cannot be trained."""
+        if not tensor.requires_grad:
+            return _movable(tensor)
+        if _dtype_name(tensor) not in TRAINED or tensor.device != device.current():
             raise TrainerError(
-                f"layer {index} mixes trainable dtypes ({', '.join(sorted({d for _, _, d in own}))}): split it, or keep its parameters in "
-                "float32 and pass autocast=torch.bfloat16"
+                f"parameter {self._names[id(tensor)]} is {tensor.dtype} on {tensor.device}; only {', '.join(TRAINED)} on "
+                f"{device.current()} can be trained"
             )
-        return LayerSpec.build(index, own, ties)
+        return True
+
+    def is_placed(self, name: str) -> bool:
+        """Returns whether a tensor lies in a vector: then only workers that need it have it. All others are on every worker."""
+        return name in self._placed
+
+    @property
+    def placed_buffers(self) -> frozenset[str]:
+        """The buffers that lie in vectors."""
+        return frozenset(name for name in self._placed if name not in self._parameters)
 
     def parameter(self, name: str) -> nn.Parameter:
         """Returns the user's parameter object of that name."""
@@ -186,7 +272,7 @@ class LayeredModel:
         return sorted(self._parameters)
 
     def layer_of(self, name: str) -> int | None:
-        """Returns the home layer of a trainable parameter; None for a frozen one."""
+        """Returns the vector that a tensor lies in; None for one that is on every worker."""
         home = self._placed.get(name)
         return None if home is None else home[0]
 
@@ -243,6 +329,18 @@ class LayeredModel:
         """Returns for each layer what `SAME` stands for as the dtype of an optimizer state."""
         return {layer.index: self.dtype(layer.index, MASTER) for layer in self.spec.layers if layer.size}
 
+    def trained(self, module: int) -> tuple[int, float]:
+        """Returns the elements of a module's trained tensors, padding included, and the mean bytes of one."""
+        vectors = [self.spec.layers[part] for part in self.spec.parts[module] if part not in self.spec.frozen]
+        elements = sum(each.size for each in vectors)
+        total = sum(each.size * self.dtype(each.index).itemsize for each in vectors if each.size)
+        return elements, 0 if not elements else total // elements if not total % elements else total / elements
+
+    def frozen_bytes(self, module: int) -> int:
+        """Returns the bytes of a module's tensors that lie in vectors and are not trained."""
+        vectors = [self.spec.layers[part] for part in self.spec.parts[module]]
+        return sum(each.size * self.dtype(each.index).itemsize for each in vectors if each.frozen)
+
     def hold(self, layers: Iterable[int], *, keep: bool = True, reuse: Mapping[int, torch.Tensor] | None = None) -> None:
         """Lays the given layers out as flat vectors and frees the memory of trainable parameters of all others.
 
@@ -262,12 +360,13 @@ class LayeredModel:
         for layer in self.spec.layers:
             for parameter in layer.parameters:
                 memory, offset = self._memory(layer.index, parameter)
-                target = self._parameters[parameter.name]
+                target = self._tensors[parameter.name]
                 target.grad = None
                 if memory is None:
                     target.data = empty(parameter.shape if parameter.size == 0 else 0, target.dtype)
                 else:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
+        self.watch.moved(self._placed)
 
     def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """Returns a copy of a run of a layer's vector with initial values; only while this worker has or can compute them (`whole`)."""
@@ -284,12 +383,13 @@ class LayeredModel:
         if self.initial is not None:
             self.initial.fill(parameter.name, start, run)
         else:
-            run[:] = self._parameters[parameter.name].detach().reshape(-1)[start : start + run.numel()]
+            run[:] = self._tensors[parameter.name].detach().reshape(-1)[start : start + run.numel()]
 
     @contextmanager
     def lent(self, layer: int) -> Iterator[None]:
         """Gives a layer's parameters memory during the block, if they have none yet, with values like the initial ones."""
-        waiting = [each for each in self.layers[layer].parameters() if self.initial is not None and each.requires_grad]
+        tensors = [*self.layers[layer].parameters(), *self.layers[layer].buffers()]
+        waiting = [each for each in tensors if self.initial is not None and self._names.get(id(each)) in self._placed]
         before = [each.data for each in waiting]
         for each in waiting:
             each.data = self.initial.sample(self._names[id(each)]) if self.initial is not None and each.numel() else each.data
@@ -304,7 +404,7 @@ class LayeredModel:
     @property
     def built_bytes(self) -> int:
         """Bytes of parameters that lie in memory before the first `hold`."""
-        return sum(each.nbytes for each in self._parameters.values() if self.initial is None or not each.requires_grad)
+        return sum(each.nbytes for name, each in self._tensors.items() if self.initial is None or name not in self._placed)
 
     def run(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """Returns the memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy. Raises KeyError."""

@@ -180,9 +180,8 @@ def _pass(
         started = clock()
         with saved.noted() if looks else nullcontext(), counts[runner.index] if counts else nullcontext():
             run, crossing = runner.forward(0, 0, crossing)
-        seconds, spec = clock() - started, model.spec.layers[runner.index]
-        itemsize = spec.parameters[0].itemsize if spec.parameters else 0
-        rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(size_of, crossing.tensors)), itemsize])
+        seconds, (size, itemsize) = clock() - started, model.trained(runner.index)
+        rows.append([seconds, 0.0, size, saved.bytes, sum(map(size_of, crossing.tensors)), itemsize])
         runs.append(run)
     started = clock()
     with counts[-1] if counts else nullcontext():

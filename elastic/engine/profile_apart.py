@@ -59,12 +59,11 @@ def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: An
             if kind not in known:
                 with model.lent(runner.index):
                     known[kind] = _layer(runner, crossing, clock)
-            found, spec = known[kind], model.spec.layers[runner.index]
+            found, (size, itemsize) = known[kind], model.trained(runner.index)
             crossing = found.output
-            itemsize = spec.parameters[0].itemsize if spec.parameters else 0
             output = sum(map(size_of, crossing.tensors))
             counts.append(found.count)
-            rows.append([found.forward_s, found.backward_s, spec.size, found.saved, output, itemsize, *found.parts])
+            rows.append([found.forward_s, found.backward_s, size, found.saved, output, itemsize, *found.parts])
         rows[-1][1] += _loss_s(loss_runner, crossing, batch, clock)
     model.running.statistics.begin()
     return [[*row, count] for row, count in zip(rows, flops_of(counts), strict=True)]

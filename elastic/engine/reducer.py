@@ -134,7 +134,9 @@ class Reducer:
         stage_of = {layer: stage for stage, entry in enumerate(plan.stages) for layer in entry.layers}
         mine = set(layout.layers_of(worker))
         self._outgoing: dict[int, list[Overlap]] = {}
-        self._owned: dict[tuple[int, Interval], list[Overlap]] = {entry: [] for entry in layout.owned(worker)}
+        self._owned: dict[tuple[int, Interval], list[Overlap]] = {
+            (layer, interval): [] for layer, interval in layout.owned(worker) if layer not in model.spec.frozen
+        }
         self._incoming: dict[tuple[int, int], list[Incoming]] = {}
         self._totals: dict[tuple[int, int], torch.Tensor] = {}
         self._memory: dict[int, SumMemory] = {}

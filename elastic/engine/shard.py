@@ -108,6 +108,7 @@ class Updater:
         self._after, self._kept = after, dict[nn.Parameter, AfterStepState]()
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
+        self.still = spec.frozen
         self.shards: dict[tuple[int, int], Shard] = {}
         self._pieces: dict[tuple[int, int], list[_Piece]] = {}  # those that the optimizer updates
         self._scalars: dict[tuple[int, int], Scalars] = {}  # as of the last update, of shards that were asked for

@@ -9,7 +9,7 @@ be a cache: it may be replaced by one of another shape, and filled once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,13 @@ class ChangeWatch:
                 known = checksum(bytes_of(contiguous(buffer)))
                 self._watched[name] = _Watched(tensor=buffer, version=buffer._version, frozen=False, saved=name in saved, checksum=known)
         self._turns = list(self._watched)
+
+    def moved(self, names: Collection[str]) -> None:
+        """Accepts what tensors of these names are now: they were laid elsewhere, or are no longer here."""
+        for name in self._watched.keys() & set(names):
+            watched = self._watched[name]
+            watched.tensor = self._now(name, watched)
+            watched.version, watched.checksum = watched.tensor._version, None
 
     def begin(self, step: int) -> None:
         """Checks before the first forward of a step. Raises TrainerError if a tensor has changed since the last step."""

@@ -25,7 +25,7 @@ def check(layout: Layout, *, replicated: bool = True) -> None:
 
     `replicated`: each run needs a replica if there are two workers.
     """
-    _check_order(layout.layers, len(layout.model.layers))
+    _check_order(layout.layers, layout.model)
     workers = set(layout.workers)
     for layer in layout.layers:
         _check_coverage(layer, layout.model.layers[layer.layer].size)
@@ -39,7 +39,8 @@ def _refuse(invariant: str, layer: int, run: tuple[int, int] | None, why: str) -
     raise LayoutError(f"{invariant}: {where}: {why}")
 
 
-def _check_order(layers: Sequence[LayerLayout], expected: int) -> None:
+def _check_order(layers: Sequence[LayerLayout], model: ModelSpec) -> None:
+    expected = len(model.layers)
     for position, layer in enumerate(layers):
         if layer.layer != position:
             _refuse("order", layer.layer, None, f"found where layer {position} should be")
@@ -47,8 +48,11 @@ def _check_order(layers: Sequence[LayerLayout], expected: int) -> None:
             _refuse("members", position, None, f"members are {layer.members}")
     if len(layers) != expected:
         _refuse("order", len(layers), None, f"the layout has {len(layers)} layers and the model {expected}")
+    for part in layers[model.depth :]:
+        if part.members != layers[model.layers[part.layer].module].members:
+            _refuse("members", part.layer, None, f"its members are {part.members}, and not those of the layer that it is a part of")
     ended: set[int] = set()
-    for before, after in pairwise(layers):
+    for before, after in pairwise(layers[: model.depth]):
         if before.members == after.members:
             continue
         ended.update(before.members)

@@ -133,19 +133,29 @@ def spread(
     have several in one layer. Raises LayoutError unless the stages are non-empty, have disjoint workers and cover the layers in order, or
     if `near` is of another model.
     """
-    _check_stages(len(model.layers), stages)
+    _check_stages(model.depth, stages)
     spots = Spots([worker for _, members in stages for worker in members], places, hosts, copies, outlive)
     if near is not None:
         return _kept(model, stages, spots, near)
     replicas = replica_holders(spots)
     layers: list[LayerLayout] = []
-    for run, members in stages:
+    for run, members in _runs(model, stages):
         totals = dict.fromkeys(members, 0)
         for layer in run:
             owned = cut(model, layer, totals)
             intervals = tuple(Interval(start=start, stop=stop, owner=owner, replicas=replicas[owner]) for start, stop, owner in owned)
             layers.append(LayerLayout(layer=layer, members=tuple(members), intervals=intervals))
-    return Layout(model=model, layers=tuple(layers))
+    return Layout(model=model, layers=tuple(sorted(layers, key=lambda layer: layer.layer)))
+
+
+def _runs(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Returns the vectors that are divided evenly among the same members: of each stage, those that are trained, and those that are not."""
+    found: list[tuple[Sequence[int], Sequence[int]]] = []
+    for run, members in stages:
+        parts = [part for layer in run for part in model.parts[layer]]
+        kinds = ([part for part in parts if part not in model.frozen], [part for part in parts if part in model.frozen])
+        found += [(sorted(kind), members) for kind in kinds if kind]
+    return found
 
 
 def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], spots: Spots, near: Layout) -> Layout:
@@ -157,24 +167,27 @@ def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], spots
         layer.layer: [OwnedRun(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, *i.replicas)) for i in layer.intervals]
         for layer in near.layers
     }
-    owned: list[tuple[Sequence[int], list[OwnedRun]]] = []
-    for run, members in stages:
-        settled = near.layers_of(members[0]) == tuple(run) and all(set(near.members(layer)) == set(members) for layer in run)
+    owned: dict[int, tuple[Sequence[int], list[OwnedRun]]] = {}
+    for run, members in _runs(model, stages):
+        there = [layer for layer in near.layers_of(members[0]) if (layer in model.frozen) == (run[0] in model.frozen)]
+        settled = there == list(run) and all(set(near.members(layer)) == set(members) for layer in run)
         kept = before if settled else keep(model, run, members, before)
-        owned += ((members, kept[layer]) for layer in run)
+        owned |= {layer: (members, kept[layer]) for layer in run}
+    ordered = [owned[layer] for layer in sorted(owned)]
     layers = [
         LayerLayout(
             layer=number,
             members=tuple(members),
             intervals=tuple(Interval(start=p.start, stop=p.stop, owner=p.owner, replicas=replicas) for p, replicas in found),
         )
-        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, spots), strict=True))
+        for number, ((members, _), found) in enumerate(zip(ordered, keep_replicas(ordered, spots), strict=True))
     ]
     return Layout(model=model, layers=tuple(layers))
 
 
 def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], spots: Spots, near: Layout) -> bool:
-    same = [(layer.layer, layer.members) for layer in near.layers] == [(layer, tuple(members)) for run, members in stages for layer in run]
+    wanted = {part: tuple(members) for run, members in stages for layer in run for part in near.model.parts[layer]}
+    same = all(layer.members == wanted[layer.layer] for layer in near.layers)
     return same and all(spots.suit(interval.owner, interval.replicas) for layer in near.layers for interval in layer.intervals)
 
 

@@ -50,7 +50,9 @@ def cut(model: ModelSpec, layer: int, totals: dict[int, int]) -> Iterator[tuple[
         start = stop
 
 
-def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]]) -> dict[int, list[OwnedRun]]:
+def keep(
+    model: ModelSpec, layers: Sequence[int], members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]]
+) -> dict[int, list[OwnedRun]]:
     """Returns each layer's pieces with their owners: the earlier owner where it is in `members`, as far as shares stay equal.
 
     Runs whose owner has left go to members below their fair share of the stage. Members above it, as after a join, give up ends of their
@@ -76,7 +78,12 @@ class _StageOwners:
     """
 
     def __init__(
-        self, model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]], crowded: Mapping[int, int]
+        self,
+        model: ModelSpec,
+        layers: Sequence[int],
+        members: Sequence[int],
+        before: Mapping[int, Sequence[OwnedRun]],
+        crowded: Mapping[int, int],
     ) -> None:
         self.members = members
         self.size = {layer: model.layers[layer].size for layer in layers}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import commonprefix
 from typing import Any, Literal
 
@@ -21,8 +22,18 @@ ALIGNMENT = 64
 BLOCK = 4096
 """Elements: the unit of cuts, digests and norms."""
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one element, by dtype name."""
+TRAINED = ("float32", "float64", "bfloat16", "float16")
+"""Dtypes of parameters that can be trained."""
+
+_DTYPES_OF = {
+    8: ("float64", "complex64", "int64", "uint64"),
+    4: ("float32", "int32", "uint32"),
+    2: ("bfloat16", "float16", "int16", "uint16"),
+    1: ("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+}
+
+ITEMSIZE = {dtype: size for size, dtypes in _DTYPES_OF.items() for dtype in dtypes}
+"""Bytes of one element, by dtype name. Frozen tensors may have any of them: they are bytes that nobody computes with."""
 
 NARROW = ("bfloat16", "float16")
 """Dtypes of parameters that may have a float32 master."""
@@ -87,11 +98,17 @@ class Tie:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer's flat vector. Its size is 0 if it has no parameters."""
+    """One layer's flat vector. Its size is 0 if it has no parameters.
+
+    A vector has one dtype, and its parameters are trained or `frozen`. Of a layer's module that has several kinds, the others are vectors
+    behind those of all modules, each `part_of` the module's own: they are held by the same workers.
+    """
 
     index: int
     parameters: tuple[ParameterSpec, ...]
     ties: tuple[Tie, ...] = ()
+    part_of: int | None = None
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         position = 0
@@ -103,18 +120,30 @@ class LayerSpec:
         if len(set(names)) < len(names):
             raise LayoutError(f"layer {self.index}: two parameters have the same name in {names}")
         for tie in self.ties:
-            if not 0 <= tie.home < self.index:
+            if tie.home < 0 or tie.home == self.index:
                 raise LayoutError(f"layer {self.index}: the home of tied parameter {tie.name!r} is layer {tie.home}, not a lower one")
 
     @classmethod
-    def build(cls, index: int, parameters: Iterable[tuple[str, Sequence[int], str]], ties: Iterable[Tie] = ()) -> LayerSpec:
+    def build(
+        cls,
+        index: int,
+        parameters: Iterable[tuple[str, Sequence[int], str]],
+        ties: Iterable[Tie] = (),
+        part_of: int | None = None,
+        frozen: bool = False,
+    ) -> LayerSpec:
         """Places the parameters `(name, shape, dtype)` one after the other, in the given order."""
         placed: list[ParameterSpec] = []
         position = 0
         for name, shape, dtype in parameters:
             placed.append(ParameterSpec(name=name, shape=tuple(shape), dtype=dtype, start=position))
             position = align(placed[-1].stop)
-        return cls(index=index, parameters=tuple(placed), ties=tuple(ties))
+        return cls(index=index, parameters=tuple(placed), ties=tuple(ties), part_of=part_of, frozen=frozen)
+
+    @property
+    def module(self) -> int:
+        """The number of the layer's module."""
+        return self.index if self.part_of is None else self.part_of
 
     @property
     def size(self) -> int:
@@ -134,7 +163,7 @@ class LayerSpec:
         raise LayoutError(f"layer {self.index} has no parameter {name!r}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """All layers in order, and the rule where their vectors may be cut between owners. `masters`: narrow parameters have a `MASTER`."""
 
@@ -148,16 +177,39 @@ class ModelSpec:
         for position, layer in enumerate(self.layers):
             if layer.index != position:
                 raise LayoutError(f"the layer at position {position} has index {layer.index}")
+            if layer.part_of is not None and not (0 <= layer.part_of < self.depth <= position):
+                raise LayoutError(f"layer {position} is a part of layer {layer.part_of}, and there are {self.depth} modules")
             for tie in layer.ties:
-                self.layers[tie.home].parameter(tie.name)
+                home = self.layers[tie.home]
+                home.parameter(tie.name)
+                if home.module >= layer.index:
+                    raise LayoutError(f"layer {layer.index}: the home of tied parameter {tie.name!r} is layer {tie.home}, not a lower one")
+
+    @cached_property
+    def depth(self) -> int:
+        """The number of modules: the vectors behind are parts of these."""
+        return sum(layer.part_of is None for layer in self.layers)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """The numbers of each module's vectors, its own first."""
+        found: list[list[int]] = [[] for _ in range(self.depth)]
+        for layer in self.layers:
+            found[layer.module].append(layer.index)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def frozen(self) -> frozenset[int]:
+        """The vectors that nothing changes."""
+        return frozenset(layer.index for layer in self.layers if layer.frozen)
 
     def has_masters(self, layer: int) -> bool:
         """Whether a layer's parameters have masters."""
-        return self.masters and self.layers[layer].dtype in NARROW
+        return self.masters and self.layers[layer].dtype in NARROW and not self.layers[layer].frozen
 
     def has(self, layer: int, state: str) -> bool:
         """Whether a layer may have this state."""
-        return state != MASTER or self.has_masters(layer)
+        return state == PARAM or (not self.layers[layer].frozen and (state != MASTER or self.has_masters(layer)))
 
     def dtype(self, layer: int, state: str, dtype: str = SAME) -> str:
         """The dtype's name of a layer's state, which is `dtype` if that is not `SAME`."""
@@ -192,13 +244,17 @@ class ModelSpec:
             if number == len(shared):
                 shared.append(form)
             layers.append([prefix, number, *([tie.name, tie.home] for tie in layer.ties)])
-        return {"cut": self.cut, "masters": self.masters, "forms": shared, "layers": layers}
+        parts = [[layer.part_of, layer.frozen] for layer in self.layers if layer.part_of is not None]
+        found = {"cut": self.cut, "masters": self.masters, "forms": shared, "layers": layers}
+        return {**found, "parts": parts} if parts else found
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`."""
         layers = []
-        for index, (prefix, number, *ties) in enumerate(data["layers"]):
+        parts = data.get("parts", [])
+        whole: list[tuple[int | None, bool]] = [(None, False)] * (len(data["layers"]) - len(parts))
+        for index, ((prefix, number, *ties), (module, frozen)) in enumerate(zip(data["layers"], [*whole, *parts], strict=True)):
             parameters = [(prefix + name, shape, dtype) for name, dtype, *shape in data["forms"][number]]
-            layers.append(LayerSpec.build(index, parameters, [Tie(name=name, home=home) for name, home in ties]))
+            layers.append(LayerSpec.build(index, parameters, [Tie(name=name, home=home) for name, home in ties], module, frozen))
         return cls(layers=tuple(layers), cut=data["cut"], masters=data.get("masters", False))

@@ -112,7 +112,7 @@ def _parameter_needs(layout: Layout, layer: int, of: Collection[int] | None = No
                 yield Holding(worker=worker, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
     tied = dict.fromkeys(
         (worker, start, stop)
-        for user in layout.layers[layer + 1 :]
+        for user in layout.layers[layout.model.layers[layer].module + 1 : layout.model.depth]
         for base, start, stop in layout.model.tied_runs(user.layer)
         for worker in user.members
         if base == layer and start < stop and worker not in home.members
@@ -125,6 +125,8 @@ def _parameter_needs(layout: Layout, layer: int, of: Collection[int] | None = No
 
 def updates(layout: Layout, layer: int, worker: int) -> Iterator[Transfer]:
     """Yields the parameter transfers of a layer that `worker` takes part in after every step: each run goes from its owner to its users."""
+    if layout.model.layers[layer].frozen:
+        return
     wanted = [(need.worker, (need.start, need.stop)) for need in _parameter_needs(layout, layer) if need.role == "gathered"]
     for interval in layout.layers[layer].intervals:
         for member, run in wanted:
@@ -274,7 +276,10 @@ def minimum_by_layer(holdings: Iterable[Holding], layout: Layout, states: Sequen
 def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
     here = layout.layers[layer]
     copies = {worker for i in here.intervals if i.start <= position < i.stop for worker in (i.owner, *i.replicas)}
-    if state == MASTER and not (layout.model.masters and layout.model.layers[layer].dtype in ("float16", "bfloat16")):
+    spec = layout.model.layers[layer]
+    if state != PARAM and spec.frozen:
+        return set()
+    if state == MASTER and not (layout.model.masters and spec.dtype in ("float16", "bfloat16")):
         return set()
     if state != PARAM:
         return copies

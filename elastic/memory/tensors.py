@@ -141,6 +141,11 @@ def hollow(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(1, dtype=dtype, device=device.current()).expand(tuple(shape))
 
 
+def is_hollow(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor is one that `hollow` makes."""
+    return tensor.numel() > 1 and not any(tensor.stride())
+
+
 def of_array(array: np.ndarray) -> torch.Tensor:
     """Returns a NumPy array as a tensor. It shares the memory, which must not change any more."""
     return torch.from_numpy(array)

@@ -23,10 +23,11 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes of one worker: the stage's parameters; optimizer states of what it owns, their copy from the step before, and an older one
-    that is kept; replicas with their previous copies and updates; gradient sums, its own and received; activations in flight, with their
-    inputs. If it computes on a device, there are copies of two steps, and they and `staging` (what links receive before it is copied to the
-    device, and what they send) lie on the host, the rest on the device: also what an `update` makes of all owned parameters at once."""
+    """Bytes of one worker: the stage's parameters, trained or not; optimizer states of what it owns, their copy from the step before, and
+    an older one that is kept; replicas with their previous copies and updates; gradient sums, its own and received; activations in flight,
+    with their inputs. If it computes on a device, there are copies of two steps, and they and `staging` (what links receive before it is
+    copied to the device, and what they send) lie on the host, the rest on the device: also what an `update` makes of all owned parameters
+    at once."""
 
     parameters: float
     states: float
@@ -95,7 +96,7 @@ def need(
     entering = workload.layers[layers.start - 1].output_bytes if layers.start else 0
     received = parameters * share * max(1, members - 1)
     return Need(
-        parameters=parameters,
+        parameters=parameters + sum(cost.frozen_bytes for cost in costs),
         states=states * share,
         previous_copy=(parameters + states) * share * (1 + on_device),
         kept_copy=(parameters + states) * share if on_device or (replicas and workers > 1) else 0.0,
@@ -136,8 +137,11 @@ def needs(
 
 
 def copied_bytes(workload: Workload, layers: range) -> float:
-    """Returns the bytes of a replica of whole layers: parameters and states, those of the step before, and gradients to update them."""
-    return sum(3 * workload.layers[layer].parameter_bytes + 2 * workload.state_bytes_of(layer) for layer in layers)
+    """Returns the bytes of a replica of whole layers: parameters and states, those of the step before, and gradients to update them; and
+    what is not trained."""
+    costs = [workload.layers[layer] for layer in layers]
+    trained = sum(3 * workload.layers[layer].parameter_bytes + 2 * workload.state_bytes_of(layer) for layer in layers)
+    return trained + sum(cost.frozen_bytes for cost in costs)
 
 
 def subtrees(grains: int) -> int:

@@ -32,7 +32,8 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
     for stage in new:
         share = 1 / len(stage.members)
         for layer in stage.layers:
-            parameters, states = workload.layers[layer].parameter_bytes, workload.state_bytes_of(layer)
+            parameters = workload.layers[layer].parameter_bytes + workload.layers[layer].frozen_bytes
+            states = workload.state_bytes_of(layer)
             held = len(before[layer])
             for worker in stage.members:
                 more = share - 1 / held if worker in before[layer] else share
@@ -40,7 +41,8 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
                 received[worker] += size * (lacked if worker in known else 1.0)
     if len(received) > 1:  # otherwise no worker is left to keep the copies that the lost ones had
         lost = len(known.difference(received)) / len(known)
-        whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
+        layers = enumerate(workload.layers)
+        whole = sum(layer.parameter_bytes + layer.frozen_bytes + workload.state_bytes_of(number) for number, layer in layers)
         for worker in received:
             received[worker] += lost * replicas * whole / len(received)
     most: dict[str, float] = {}  # by host: its workers have the same links

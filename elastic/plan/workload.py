@@ -17,8 +17,9 @@ class LayerCost:
     """Costs of one layer for one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
 
     `output_bytes` is the size of the output to the next layer; an element of a parameter has `item_bytes`. If the backward can be split,
-    its two parts take `input_s`, for the gradient of the layer's input, and `weight_s`, for the rest; else both are 0. `flops` counts the
-    floating-point operations, forward and backward, 0 if they are unknown; plans do not depend on it.
+    its two parts take `input_s`, for the gradient of the layer's input, and `weight_s`, for the rest; else both are 0. A layer that has
+    parameters of several dtypes has their mean as `item_bytes`. `flops` counts the floating-point operations, forward and backward, 0 if
+    they are unknown; plans do not depend on it. `frozen_bytes` are those of its tensors that are not trained.
     """
 
     forward_s: float
@@ -26,10 +27,11 @@ class LayerCost:
     parameters: int
     activation_bytes: int
     output_bytes: int = 0
-    item_bytes: int = 4
+    item_bytes: float = 4
     input_s: float = 0.0
     weight_s: float = 0.0
     flops: int = 0
+    frozen_bytes: int = 0
 
     def __post_init__(self) -> None:
         for field in _FIELDS:
@@ -39,8 +41,8 @@ class LayerCost:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all the layer's parameters."""
-        return self.parameters * self.item_bytes
+        """Bytes of all the layer's trainable parameters."""
+        return round(self.parameters * self.item_bytes)
 
 
 _FIELDS = tuple(field.name for field in fields(LayerCost))
@@ -88,9 +90,9 @@ class Workload:
         return self.layers[layer].parameters * self.state_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Writes one short list per layer."""
+        """Writes one short list per layer, without the bytes of what is not trained if there are none."""
         return {
-            "layers": [[getattr(layer, name) for name in _FIELDS] for layer in self.layers],
+            "layers": [[getattr(layer, name) for name in (_FIELDS if layer.frozen_bytes else _FIELDS[:-1])] for layer in self.layers],
             "micro_batches": self.micro_batches,
             "grains": self.grains,
             "state_bytes": self.state_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from elastic.layout.regions import ITEMSIZE
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import Answers, plan
 from elastic.plan.site import LinkSpeed, Pair
@@ -38,10 +39,18 @@ def memory_needed(
 def _new_bytes(worker: int, before: Layout, after: Layout, workload: Workload) -> float:
     """Returns the bytes of parameters, optimizer state and previous copies that a worker did not have in the layout before."""
     gathered = set(after.layers_of(worker)).difference(before.layers_of(worker))
-    total = float(sum(workload.layers[layer].parameter_bytes for layer in gathered))
+    total = float(sum(_parameter_bytes(after, layer, workload) for layer in gathered))
     known = {(layer, interval.start, interval.stop) for layer, interval in before.owned(worker)}
     for layer, interval in after.owned(worker):
         if (layer, interval.start, interval.stop) not in known:
-            share = interval.elements / max(1, after.model.layers[layer].size)
-            total += share * (2 * workload.state_bytes_of(layer) + workload.layers[layer].parameter_bytes)
+            spec = after.model.layers[layer]
+            if not spec.frozen:
+                states = workload.state_bytes_of(spec.module) * spec.size / max(1, workload.layers[spec.module].parameters)
+                total += interval.elements / max(1, spec.size) * (2 * states + _parameter_bytes(after, layer, workload))
     return total
+
+
+def _parameter_bytes(layout: Layout, layer: int, workload: Workload) -> float:
+    spec = layout.model.layers[layer]
+    alone = spec.part_of is None and len(layout.model.parts[layer]) == 1
+    return workload.layers[layer].parameter_bytes if alone else spec.size * ITEMSIZE[spec.dtype] if spec.size else 0

@@ -160,13 +160,14 @@ def _check_complete(view: View, routes: Sequence[Sequence[int]]) -> None:
 def _check_stages(view: View, last: View | None) -> None:
     if last is not None and view.layout.model != last.layout.model:
         _refuse("stages", "the layout's model differs from the previous view's")
-    planned = {layer: stage.members for stage in view.plan.stages for layer in stage.layers}
-    if len(planned) != len(view.workload.layers) or len(planned) != len(view.layout.model.layers):
-        counts = f"the workload {len(view.workload.layers)} and the model {len(view.layout.model.layers)}"
+    planned, model = {layer: stage.members for stage in view.plan.stages for layer in stage.layers}, view.layout.model
+    if len(planned) != len(view.workload.layers) or len(planned) != model.depth:
+        counts = f"the workload {len(view.workload.layers)} and the model {model.depth}"
         _refuse("stages", f"the plan has {len(planned)} layers, {counts}")
     for layer in view.layout.layers:
-        if planned.get(layer.layer) != layer.members:
-            _refuse("stages", f"layer {layer.layer} has members {layer.members} in the layout and {planned.get(layer.layer)} in the plan")
+        members = planned.get(model.layers[layer.layer].module) if layer.layer < len(model.layers) else None
+        if members != layer.members:
+            _refuse("stages", f"layer {layer.layer} has members {layer.members} in the layout and {members} in the plan")
 
 
 def _check_layout(view: View) -> None:

@@ -340,10 +340,11 @@ class Checkpoints:
         states = {**empty_states(model.spec), **self._states}
         copies = view.coordinator == self._job.worker  # the others need only names, shapes and dtypes
         running = model.running.at(step) if model.running.names else {}
-        buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
+        named = [name for name in self._buffers if not model.is_placed(name)]
+        buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in named}
         if copies:
             buffers = {name: copy(buffer) for name, buffer in buffers.items()}
-        rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}
+        rest = {**{name: model.parameter(name).detach() for name in model.frozen if not model.is_placed(name)}, **buffers}
         forms = {name: form(tensor) for name, tensor in rest.items()}
         kept = history.settings()
         groups = kept.groups
@@ -365,7 +366,8 @@ class Checkpoints:
                 scalars={name: values for _, scalars in shards for name, values in numbers(scalars, model.spec.cut).items()},
                 rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in forms.items()},
                 groups=[Group(names=each, settings=readable_group(group)) for each, group in zip(names(), groups, strict=True)],
-                buffers=frozenset(buffers),
+                frozen=model.frozen,
+                buffers=frozenset(self._buffers),
                 step=step + 1,
                 extra={EXTRA: extra},
                 files=files,

@@ -75,7 +75,7 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.rest = Rest(period(view), owned_always=not view.fleet.replicas)
+        self.rest = Rest(period(view), owned_always=not view.fleet.replicas, still=model.spec.frozen)
         self.comparing = Comparing(worker, view, self.rest, state.step)
         self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
@@ -345,13 +345,19 @@ class Engine:
             *self.previous_copies.held,
             *self.previous_copies.kept,
             *(
-                Held(layer=layer, start=start, stop=start + m.numel(), step=self.step, role="gathered", memory={PARAM: m}, scalars={})
+                Held(layer=layer, start=start, stop=start + m.numel(), step=step, role="gathered", memory={PARAM: m}, scalars={})
                 for layer, start, m in gathered
                 if layer not in outdated
+                for step in self._gathered_at(layer)
             ),
             *self.replicator.held(lost),
         ]
         return [copy for copy in self.rest.given(found) if self.trusts(copy.step)]
+
+    def _gathered_at(self, layer: int) -> list[int]:
+        """Returns the steps whose parameters of a layer the members have: all steps, if nothing changes them."""
+        known = {self.step, self.previous_copies.step, *(copy.step for copy in self.previous_copies.kept)}
+        return sorted(step for step in known if step is not None) if layer in self._model.spec.frozen else [self.step]
 
     @property
     def back(self) -> int | None:

@@ -15,13 +15,16 @@ def own_statistics(
     worker: int, engine: Engine, model: LayeredModel, optimizer: ShardedOptimizer, checkpoints: Checkpoints | None
 ) -> dict[str, Any]:
     """Returns the worker's statistics as JSON, sizes in bytes."""
-    owned = engine.view.layout.owned(worker)
-    held = sum(flat.numel() * flat.element_size() for flat in [*model.flats.values(), *model.tied.values()])
+    frozen, layers = model.spec.frozen, engine.view.plan.stages[engine.executor.pipe.stage].layers
+    owned = [(layer, interval) for layer, interval in engine.view.layout.owned(worker) if layer not in frozen]
+    flats = [*model.flats.items(), *((home, run) for (home, _), run in model.tied.items())]
+    held = sum(flat.nbytes for layer, flat in flats if layer not in frozen)
     return {
         "worker": worker,
         "stage": engine.executor.pipe.stage,
-        "layers": list(engine.view.layout.layers_of(worker)),
+        "layers": list(layers),
         "parameter_bytes": held,
+        "frozen_bytes": sum(flat.nbytes for layer, flat in flats if layer in frozen),
         "owned_parameter_bytes": sum(interval.elements * model.dtype(layer).itemsize for layer, interval in owned),
         "weights_bytes_read": 0 if model.initial is None else model.initial.bytes_read,
         "optimizer_bytes": optimizer.state_bytes,
@@ -32,8 +35,7 @@ def own_statistics(
         "replica_update_bytes": engine.replicator.update_bytes,
         "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
         "micro_batches_in_flight": engine.executor.most_in_flight,
-        "activation_bytes": engine.executor.most_in_flight
-        * sum(engine.view.workload.layers[layer].activation_bytes for layer in engine.view.layout.layers_of(worker)),
+        "activation_bytes": engine.executor.most_in_flight * sum(engine.view.workload.layers[layer].activation_bytes for layer in layers),
         "gradient_buffer_bytes": engine.reducer.meter.peak + engine.reducer.total_bytes,
         "received_gradient_bytes": engine.reducer.received_bytes,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -6,7 +6,7 @@ A worker reads only the runs that its place in the layout needs; the layout that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ def restored_state(
     for (home, start), memory in model.tied.items():
         parameter = next(each for each in model.spec.layers[home].parameters if each.start == start)
         _read(source, parameter.name, PARAM, 0, memory[: parameter.size])
-    _restore_rest(model.root, source, model.frozen)
+    _restore_rest(model, source)
     model.watch.renew()
     model.running.record(step)
     owned, kept = [], []
@@ -110,9 +110,7 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
     """
     mastered = {p.name for layer in model.spec.layers for p in layer.parameters if model.spec.has_masters(layer.index)}
     wanted: dict[str, tuple[tuple[int, ...], str]] = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
-    for name in model.frozen:
-        wanted[name] = form(model.parameter(name))
-    wanted |= {name: form(buffer) for name, buffer in persistent_buffers(model.root)}
+    wanted |= {name: form(tensor) for name, tensor in unplaced(model).items()}
     for name, (shape, dtype) in wanted.items():
         spec = contents.tensors.get(name, {}).get(PARAM)
         if spec is None:
@@ -151,7 +149,7 @@ def _shard(
         states = source.contents.tensors[parameter.name]
         same = (MASTER in states) == masters
         for state, form in states.items():
-            if (state == PARAM and run is not None) or (state == MASTER and not masters):
+            if (state == PARAM and run is not None) or not spec.has(layer, state):
                 continue
             if form.shape != parameter.shape:
                 if spec.cut != "tensor":
@@ -166,8 +164,8 @@ def _shard(
                 shard.memory[state] = lasting(interval.elements, dtype_of(dtype))
             _read(source, parameter.name, state, offset, shard.memory[state][start:stop])
         scalars = shard.scalars.setdefault(parameter.name, {})
-        scalars.update(_scalars(parameter, source.contents, examples))
-        scalars.pop(MASTER, None)
+        found = {} if layer in spec.frozen else _scalars(parameter, source.contents, examples)
+        scalars.update({state: value for state, value in found.items() if state != MASTER})
         if masters:
             scalars[MASTER] = RUN
             if MASTER not in states:
@@ -192,10 +190,15 @@ def _scalars(parameter: ParameterSpec, contents: Contents, examples: Mapping[str
     return found
 
 
-def _restore_rest(root: nn.Module, source: DirectSource, frozen: Sequence[str]) -> None:
-    others: Mapping[str, torch.Tensor] = {**{name: root.get_parameter(name) for name in frozen}, **dict(persistent_buffers(root))}
+def unplaced(model: LayeredModel) -> dict[str, torch.Tensor]:
+    """Returns what every worker has of the model's state_dict: what is not trained, and lies in no vector."""
+    others = {**{name: model.parameter(name) for name in model.frozen}, **dict(persistent_buffers(model.root))}
+    return {name: tensor for name, tensor in others.items() if not model.is_placed(name)}
+
+
+def _restore_rest(model: LayeredModel, source: DirectSource) -> None:
     with torch.no_grad():
-        for name, tensor in others.items():
+        for name, tensor in unplaced(model).items():
             tensor.copy_(source.read(name, PARAM, 0, tensor.numel()).view(tensor.shape))
 
 

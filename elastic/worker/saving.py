@@ -121,12 +121,13 @@ def contents_of(
     scalars: Mapping[str, Mapping[str, float | int | bool]],
     rest: Mapping[str, Spec],
     groups: Sequence[Group],
+    frozen: Iterable[str],
     buffers: frozenset[str],
     step: int,
     extra: Mapping[str, Any],
     files: Mapping[str, bytes],
 ) -> Contents:
-    """Returns the checkpoint's contents, equal on all members except for `scalars`. `rest` has frozen parameters and buffers."""
+    """Returns the checkpoint's contents, equal on all members except for `scalars`. `rest` has what every worker holds."""
     tensors: dict[str, dict[str, Spec]] = {}
     for name, shape in shapes.items():
         ordered = [PARAM, *sorted(state for state in states[name] if state != PARAM)]
@@ -135,7 +136,7 @@ def contents_of(
         tensors={**tensors, **{name: {PARAM: spec} for name, spec in rest.items()}},
         scalars=scalars,
         groups=tuple(groups),
-        frozen=frozenset(rest) - buffers,
+        frozen=frozenset(frozen),
         buffers=buffers,
         step=step,
         extra=extra,

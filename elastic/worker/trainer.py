@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
 from elastic.layout.regions import MASTER, PARAM
 from elastic.memory import device
+from elastic.plan.workload import LayerCost
 from elastic.recovery.salvage import Routes
 from elastic.script import sources
 from elastic.settings import fingerprint
@@ -67,6 +69,9 @@ from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.segment_contents import SegmentContents
 from elastic.worker.steps import Steps
+
+_MEASURED = len(fields(LayerCost)) - 1
+"""Fields of a layer's costs in front of the bytes of what is not trained."""
 
 
 class Trainer:
@@ -265,7 +270,9 @@ class Trainer:
         """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
         clock = time.thread_time if self._job.gpu is None and device.on_host() else device.clock
         measure = profile.measure if self._model.initial is None else measure_apart
-        return measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
+        rows = measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
+        frozen = map(self._model.frozen_bytes, range(len(rows)))
+        return [[*row, *[0.0] * (_MEASURED - len(row)), size] if size else row for row, size in zip(rows, frozen, strict=True)]
 
     def _announcement(self) -> dict[str, Any]:
         """Returns this worker's announcement, for the other workers and the planner; its settings must be equal on all workers."""
@@ -420,7 +427,8 @@ class Trainer:
         """
         if self._history.decided:
             raise TrainerError(f"{after.name_of(f)} is given to after_step after a step: give it before the first one, on every worker")
-        after.check(f, self._model.dtype(self._model.vectors[0].home, MASTER), self._model.spec.cut)
+        for dtype in dict.fromkeys(self._model.dtype(vector.home, MASTER) for vector in self._model.vectors):
+            after.check(f, dtype, self._model.spec.cut)
         self._optimizer.after.append(f)
         self._history.after.append(after.name_of(f))
         return f

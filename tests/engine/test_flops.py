@@ -18,7 +18,7 @@ from elastic.engine.peak import measured, published
 from elastic.engine.profile import measure
 from elastic.engine.profile_apart import measure_apart
 from elastic.observe.step_log import utilization
-from elastic.plan.workload import LayerCost, Workload
+from elastic.plan.workload import LayerCost, Workload, costs
 
 SAMPLES, WIDTHS = 8, (16, 32, 24, 4)
 PRODUCTS = [2 * SAMPLES * before * after for before, after in pairwise(WIDTHS)]
@@ -32,7 +32,7 @@ def layers() -> list[nn.Module]:
 
 
 def flops(found: list[list[Any]]) -> list[int]:
-    return [LayerCost(**dict(zip(LayerCost.__dataclass_fields__, row, strict=True))).flops for row in found]
+    return [each.flops for each in costs(found)]
 
 
 def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:

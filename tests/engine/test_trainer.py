@@ -59,7 +59,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "clip": ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
     "not a model": ({"model": "gpt"}, "model must be an nn.Module or a list of them"),
     "frozen": ({"model": nn.Linear(2, 2).requires_grad_(False)}, "no trainable parameter"),
-    "mixed dtypes": ({"model": [nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7).double())]}, "layer 0 mixes trainable dtypes"),
+    "complex": (
+        {"model": [nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7, dtype=torch.complex64))]},
+        r"parameter 0\.1\.weight is torch\.complex64 on cpu; only float32, float64, bfloat16, float16 on cpu can be trained",
+    ),
     "optimizers": (
         {"optimizer": lambda parameters: [torch.optim.SGD(parameters[:1]), torch.optim.SGD(parameters[1:])]},
         "optimizer is a list, but a Trainer has one optimizer: give one with several parameter groups",

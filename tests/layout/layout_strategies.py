@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -31,13 +32,29 @@ def models(draw, most_layers: int = 5, cuts: Sequence[str] = ("block", "tensor")
         known = [Tie(name=p.name, home=layer.index) for layer in layers for p in layer.parameters]
         ties = draw(st.lists(st.sampled_from(known), max_size=2, unique=True)) if known else []
         layers.append(LayerSpec.build(index, [(f"layers.{index}.p{i}", shape, dtype) for i, (shape, dtype) in enumerate(drawn)], ties))
-    return ModelSpec(layers=tuple(layers), cut=draw(st.sampled_from(cuts)))
+    parts = draw(_parts(len(layers)))
+    for layer in layers:
+        known = [Tie(name=p.name, home=part.index) for part in parts if part.module < layer.index for p in part.parameters]
+        ties = draw(st.lists(st.sampled_from(known), max_size=2, unique=True)) if known else []
+        layers[layer.index] = replace(layer, ties=(*layer.ties, *ties))
+    return ModelSpec(layers=(*layers, *parts), cut=draw(st.sampled_from(cuts)))
+
+
+@st.composite
+def _parts(draw, depth: int) -> list[LayerSpec]:
+    """More vectors of modules, trained or frozen."""
+    found: list[LayerSpec] = []
+    for index in range(depth, depth + draw(st.integers(0, 3))):
+        drawn = draw(st.lists(st.tuples(shapes, st.sampled_from(["uint8", "float16"])), min_size=1, max_size=3))
+        named = [(f"layers.{index}.p{i}", shape, dtype) for i, (shape, dtype) in enumerate(drawn)]
+        found.append(LayerSpec.build(index, named, (), draw(st.integers(0, depth - 1)), draw(st.booleans())))
+    return found
 
 
 @st.composite
 def stages_for(draw, model: ModelSpec, workers: Sequence[int]) -> Stages:
     """Any split of the layers and of the workers, in the given order, into the same number of non-empty runs."""
-    layers = len(model.layers)
+    layers = model.depth
     count = draw(st.integers(1, min(layers, len(workers))))
     layer_cuts = [0, *draw(_cuts(layers, count)), layers]
     worker_cuts = [0, *draw(_cuts(len(workers), count)), len(workers)]
@@ -88,7 +105,7 @@ def wanted(layout: Layout, states: Sequence[str]) -> Held:
 
     for layer, spec in enumerate(layout.model.layers):
         here = layout.layers[layer]
-        for state in states:
+        for state in states if not spec.frozen else {"param"}.intersection(states):
             for interval in here.intervals:
                 run = units(interval.start, interval.stop)
                 if state != "param":

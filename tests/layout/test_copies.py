@@ -59,7 +59,7 @@ def assert_survives(layout: Layout, hosts: Mapping[int, str], copies: int) -> No
     there = sorted({hosts[worker] for worker in layout.workers})
     for gone in combinations(there, min(copies, len(there)) - 1):
         alive = [worker for worker in layout.workers if hosts[worker] not in gone]
-        after = spread(layout.model, [(range(len(layout.layers)), alive)])
+        after = spread(layout.model, [(range(layout.model.depth), alive)])
         held = holdings_of(layout, STATES, alive)
         moved = sum(move.elements for move in transfers(held, after, STATES))  # raises CoverageLost
         assert moved == sum(minimum_by_layer(held, after, STATES).values())

@@ -36,8 +36,9 @@ def test_stages_hold_their_layers(data):
     stages = data.draw(stages_for(model, workers))
     layout = spread(model, stages)
     for run, members in stages:
-        assert all(layout.members(layer) == members for layer in run)
-        assert all(layout.layers_of(worker) == tuple(run) for worker in members)
+        held = tuple(sorted(part for layer in run for part in model.parts[layer]))
+        assert all(layout.members(layer) == members for layer in held)
+        assert all(layout.layers_of(worker) == held for worker in members)
     assert layout.workers == tuple(workers)
     owned = [(layer, i) for worker in workers for layer, i in layout.owned(worker) if i.owner == worker]
     assert sorted((layer, i.start) for layer, i in owned) == [(layer.layer, i.start) for layer in layout.layers for i in layer.intervals]
@@ -46,9 +47,11 @@ def test_stages_hold_their_layers(data):
 @few
 @given(models(most_layers=8, cuts=["block"]), st.integers(1, 5))
 def test_totals_balance_within_two_blocks(model, workers):
-    layout = spread(model, [(range(len(model.layers)), range(workers))])
-    totals = [sum(i.elements for _, i in layout.owned(worker)) for worker in range(workers)]
-    assert max(totals) - min(totals) <= 2 * BLOCK
+    layout = spread(model, [(range(model.depth), range(workers))])
+    for frozen in (False, True):
+        owned = [[i for layer, i in layout.owned(worker) if (layer in model.frozen) is frozen] for worker in range(workers)]
+        totals = [sum(i.elements for i in each) for each in owned]
+        assert max(totals) - min(totals) <= 2 * BLOCK
 
 
 def test_shares_of_a_large_layer_are_near_equal():

@@ -65,7 +65,7 @@ def test_equal_layers_share_one_description():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ParameterSpec(name="w", shape=(1,), dtype="int8", start=0), "dtype 'int8'"),
+        (lambda: ParameterSpec(name="w", shape=(1,), dtype="int4", start=0), "dtype 'int4'"),
         (lambda: ParameterSpec(name="w", shape=(1,), dtype="float32", start=65), "not a multiple of 64"),
         (lambda: ParameterSpec(name="w", shape=(-1,), dtype="float32", start=0), "negative extent"),
         (lambda: LayerSpec.build(0, [("w", (1,), "float32"), ("w", (1,), "float32")]), "same name"),
@@ -73,6 +73,15 @@ def test_equal_layers_share_one_description():
         (lambda: LayerSpec(index=0, parameters=(ParameterSpec(name="w", shape=(1,), dtype="float32", start=64),)), "instead of 0"),
         (lambda: ModelSpec(layers=(LayerSpec.build(1, []),)), "has index 1"),
         (lambda: ModelSpec(layers=(LayerSpec.build(0, []), LayerSpec.build(1, [], [Tie(name="w", home=0)]))), "no parameter 'w'"),
+        (lambda: ModelSpec(layers=(LayerSpec.build(0, [], (), 0),)), "part of layer 0, and there are 0 modules"),
+        (lambda: ModelSpec(layers=(LayerSpec.build(0, []), LayerSpec.build(1, [], (), 1))), "part of layer 1, and there are 1 modules"),
+        (lambda: ModelSpec(layers=(LayerSpec.build(0, []), LayerSpec.build(1, [], (), 0), LayerSpec.build(2, []))), "part of layer 0"),
+        (
+            lambda: ModelSpec(
+                layers=(LayerSpec.build(0, [], [Tie(name="w", home=1)]), LayerSpec.build(1, [("w", (1,), "uint8")], (), 0, True))
+            ),
+            "not a lower one",
+        ),
         (lambda: ModelSpec.from_json({"cut": "row", "forms": [], "layers": []}), "'block' or 'tensor'"),
     ],
 )

@@ -186,7 +186,7 @@ def test_missing_is_the_difference_of_unions(wanted_runs, had_runs):
 def test_json_round_trips(layout):
     holdings = holdings_of(layout, STATES, layout.workers[:1])
     assert tuple(Holding.from_json(json.loads(json.dumps(h.to_json()))) for h in holdings) == holdings
-    moves = transfers(holdings_of(layout, STATES, layout.workers), spread(layout.model, [(range(len(layout.layers)), (99,))]), STATES)
+    moves = transfers(holdings_of(layout, STATES, layout.workers), spread(layout.model, [(range(layout.model.depth), (99,))]), STATES)
     assert tuple(Transfer.from_json(json.loads(json.dumps(m.to_json()))) for m in moves) == moves
     assert all(str(m) == f"{m.source}>{m.destination} {m.state} {m.layer}[{m.start}:{m.stop}]" for m in moves)
     assert UNIT * sum(len(run) for run in held(holdings).values()) <= sum(h.stop - h.start for h in holdings)

@@ -76,6 +76,17 @@ def test_a_step_that_was_interrupted_is_kept_by_those_who_stay():
     assert calm.plan.step_s < brief.plan.step_s
 
 
+def test_what_is_not_trained_moves_with_its_layer():
+    """A worker that gets layers is sent their frozen bytes once; they have no states, so nothing moves inside a stage for them."""
+    workload = equal_layers()
+    heavy = replace(workload, layers=tuple(replace(layer, frozen_bytes=5000) for layer in workload.layers))
+    one, two = fastest(fleet(range(2)), workload, 1), fastest(fleet(range(2)), workload, 2)
+    for before, after, gained in ((two, one, 8), (two, two, 0), (one, two, 0)):
+        sizes = [moving(before, after.stages, each, fleet(range(2))).bytes for each in (workload, heavy)]
+        lacked = 0.0 if fleet(range(2)).replicas else 1.0
+        assert sizes[1] - sizes[0] == pytest.approx(gained * 5000 * lacked)
+
+
 def test_nobody_left_in_a_stage_means_that_layers_move():
     before = fastest(fleet(range(2)), equal_layers(), 2)
     found = plan(fleet([1]), equal_layers(), before, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,8 @@ def test_grains_are_equal_runs_that_cover_the_step(workload):
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
 def test_json_round_trip_is_exact(forward_s, backward_s):
-    workload = Workload(layers=(cost(forward_s, backward_s, 3), cost(0.1, 0.2)), micro_batches=12, grains=4)
+    layers = (cost(forward_s, backward_s, 3), cost(0.1, 0.2), replace(cost(0.1, 0.2), flops=7, frozen_bytes=5000))
+    workload = Workload(layers=layers, micro_batches=12, grains=4)
     assert Workload.from_json(json.loads(json.dumps(workload.to_json()))) == workload
 
 

@@ -14,6 +14,7 @@ from elastic.engine import randomness
 from elastic.engine.deferred.recipe import Recipe
 from elastic.engine.deferred.recording import Tape, recording
 from elastic.errors import TrainerError
+from elastic.layout.regions import BLOCK
 from elastic.memory.tensors import hollow
 
 Built: TypeAlias = "nn.Module | Sequence[nn.Module]"
@@ -128,7 +129,7 @@ def _refuse_aliases(tape: Tape, root: nn.Module) -> None:
 def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
     """Puts tensors that can be computed with in the place of those on meta; one for each, however often it is used.
 
-    Trained parameters are tensors without memory; all others get what `value(name)` returns.
+    Parameters and buffers of packed weights are tensors without memory; all others get what `value(name)` returns.
 
     Raises:
         TrainerError: for a tensor on meta that is neither a parameter nor a buffer.
@@ -137,16 +138,17 @@ def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
     originals = [tensor for _, tensor in _tensors(root)]  # alive, so that no other tensor gets the address of one
     made: dict[int, torch.Tensor] = {}
 
-    def instead(tensor: torch.Tensor) -> torch.Tensor:
+    def instead(tensor: torch.Tensor, *, saved: bool) -> torch.Tensor:
         if id(tensor) not in made:
-            made[id(tensor)] = _stand_in(known[id(tensor)], tensor, value)
+            made[id(tensor)] = _stand_in(known[id(tensor)], tensor, value, saved=saved)
         return made[id(tensor)]
 
     for path, module in root.named_modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and id(tensor) in known:
-                    tensors[name] = instead(tensor)  # pyright: ignore[reportArgumentType]
+                    saved = tensors is module._parameters or name not in module._non_persistent_buffers_set
+                    tensors[name] = instead(tensor, saved=saved)  # pyright: ignore[reportArgumentType]
         for attribute, held in vars(module).items():
             if attribute not in ("_parameters", "_buffers", "_modules"):
                 _refuse_attribute(path, module, attribute, held)
@@ -155,10 +157,11 @@ def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
     del originals
 
 
-def _stand_in(name: str, tensor: torch.Tensor, value: Callable[[str], torch.Tensor]) -> torch.Tensor:
+def _stand_in(name: str, tensor: torch.Tensor, value: Callable[[str], torch.Tensor], *, saved: bool) -> torch.Tensor:
     if not isinstance(tensor, nn.Parameter):
-        return value(name)
-    later = tensor.requires_grad and tensor.numel()
+        packed = saved and type(tensor) is torch.Tensor and tensor.element_size() == 1 and tensor.numel() >= BLOCK
+        return hollow(tensor.shape, tensor.dtype) if packed else value(name)
+    later = tensor.numel() and (tensor.requires_grad or type(tensor) is nn.Parameter)
     with torch.no_grad() if not later else nullcontext():
         found = nn.Parameter(hollow(tensor.shape, tensor.dtype) if later else value(name), requires_grad=tensor.requires_grad)
     vars(found).update(vars(tensor))

@@ -122,15 +122,15 @@ class Trial:
             done = closed()
         self.parts = done.shown
         self.clip_norms, self.weighs = [part.clip_norm for part in done.run], [part.weight is not None for part in done.run]
-        self.cost = [[*self._cost(done, self._saved.bytes), *flops_of([self._count])]]
+        frozen = self._layered.frozen_bytes(0)
+        self.cost = [[*self._cost(done, self._saved.bytes), *flops_of([self._count]), *([frozen] if frozen else [])]]
 
     def _cost(self, done: Iteration, saved: int) -> list[float]:
-        spec = self._layered.spec.layers[0]
+        size, itemsize = self._layered.trained(0)
         assert done.backward_at is not None  # checked when the body ended
-        itemsize = spec.parameters[0].itemsize if spec.parameters else 0
         loss = done.part.losses[0]
         forward_s, backward_s = done.backward_at - done.began, done.ended - done.backward_at
-        return [forward_s, backward_s, spec.size, saved, loss.numel() * loss.element_size(), itemsize, 0.0, 0.0]
+        return [forward_s, backward_s, size, saved, loss.numel() * loss.element_size(), itemsize, 0.0, 0.0]
 
 
 def _alike(one: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bool:
