@@ -31,6 +31,7 @@ from elastic.memory import device
 from elastic.memory import tensors as memory
 
 _STEPS = 6
+_SMALL = 2.0**-12  # squared below the epsilon of bfloat16 and of float32, and far inside the range of float16
 _MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat extents of 128 and more differently
 
 T = TypeVar("T")
@@ -114,6 +115,7 @@ def probe(optimizer: Optimizer, *, masters: bool = False) -> Probed:
                     f"({difference}). Use an optimizer that updates each element, or at least each tensor, on its own "
                     "(AdamW, SGD, Adafactor, Muon, ...), with a learning rate that a scheduler sets"
                 )
+        _check_dtypes(optimizer, name, samples)
         return Probed(
             cut=trial.cut(together),
             writes_gradients=together.wrote,
@@ -121,6 +123,25 @@ def probe(optimizer: Optimizer, *, masters: bool = False) -> Probed:
             scalars=_scalars(together),
             dtypes=_dtypes(together),
         )
+
+
+def _check_dtypes(optimizer: Optimizer, name: str, samples: Sequence[_Sample]) -> None:
+    """Refuses an optimizer that updates by the first dtype of a group, as Adafactor does by default. It shows where gradients are small."""
+    dtypes: dict[int, dict[torch.dtype, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, sample in enumerate(samples):
+        dtypes[sample.group][sample.dtype].append(index)
+    for group, found in dtypes.items():
+        if len(found) < 2:
+            continue
+        trial = _Trials(optimizer, samples, _SMALL)
+        together = trial.run(index for owned in found.values() for index in owned)
+        for owned in found.values():
+            if (difference := _difference(together, trial.run(owned))) is not None:
+                raise TrainerError(
+                    f"{name} updates parameters of one dtype by those of another in the same group, so it cannot be spread over workers "
+                    f"(group {group} has {', '.join(str(dtype).removeprefix('torch.') for dtype in found)}; {difference}). Give each dtype "
+                    "a group of its own, or settings that do not depend on the dtype, such as eps=(1e-7, 1e-3) for Adafactor"
+                )
 
 
 def second(optimizer: Optimizer) -> Optimizer:
@@ -257,7 +278,7 @@ def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int
 class _Trials:
     """Runs the same steps on the same samples, each time with a new optimizer of the user's kind."""
 
-    def __init__(self, optimizer: Optimizer, samples: Sequence[_Sample]) -> None:
+    def __init__(self, optimizer: Optimizer, samples: Sequence[_Sample], scale: float = 1.0) -> None:
         self._optimizer, self._samples = optimizer, samples
         generator = torch.Generator().manual_seed(20)
         self.tensors: list[torch.Tensor] = []
@@ -267,7 +288,7 @@ class _Trials:
             self.tensors.append(device.placed(value.to(sample.dtype)))
             for step, gradients in enumerate(self._gradients):
                 other = noise.reshape(-1).roll(97 * step).view(sample.shape)
-                gradients.append(device.placed((0.8 * direction + 0.1 * value + 0.3 * other).to(sample.dtype)))
+                gradients.append(device.placed(((0.8 * direction + 0.1 * value + 0.3 * other) * scale).to(sample.dtype)))
         self._used = sorted({sample.group for sample in samples})
         self.foreign_key: object = None
 

@@ -215,6 +215,10 @@ REFUSED: dict[str, tuple[Callable[[], optim.Optimizer], str]] = {
     "an optimizer around another": (lambda: Lookahead(Sgd([matrix()])), r"Lookahead wraps another optimizer \(base: Sgd\)"),
     "other bits each time": (lambda: Fickle([matrix()]), r"Fickle.step\(\) does not give the same bits twice"),
     "any exception": (lambda: NotInTrainMode([matrix()]), r"fails.*\(Exception: not in train mode when step is called\)"),
+    "the first dtype's epsilon": (
+        lambda: optim.Adafactor([matrix(), matrix().bfloat16().detach().requires_grad_()]),
+        r"Adafactor updates parameters of one dtype by those of another .*group 0 has float32, bfloat16; .*a group of its own, or settings",
+    ),
     "a closure": (lambda: optim.LBFGS([matrix()]), r"cannot be called without arguments \(it requires closure\)"),
 }
 
