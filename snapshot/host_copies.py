@@ -43,6 +43,11 @@ class HostCopies(PreviousCopies):
         self._over = True
         self._still: dict[tuple[int, int], dict[str, torch.Tensor]] = {}  # of what nothing changes: one copy for all steps
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all buffers, and of what nothing changes."""
+        return super().bytes + sum(each.nbytes for memory in self._still.values() for each in memory.values())
+
     def begin(self, step: int) -> None:
         """Begins to copy the owned shards, which are at step `step`; returns at once. They must not be written to before `settle`."""
         if self._ahead_step == step or self.step == step:

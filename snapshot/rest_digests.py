@@ -258,6 +258,10 @@ class Rest:
         return found
 
     def _is_damaged(self, copy: StoredCopy) -> bool:
+        if copy.layer in self._still and device.on_host():  # its copies of all steps lie in the same memory
+            role = {"previous": "live", "kept": "live", "previous replica": "replica"}.get(copy.role)
+            if (role, copy.layer, copy.start) in self.damaged:
+                return True
         if copy.role == "gathered":  # a whole layer, its owned runs included; or a tied parameter of another layer
             return any(
                 layer == copy.layer and start < copy.stop and changed.stop > copy.start

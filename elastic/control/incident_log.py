@@ -153,7 +153,7 @@ def conflicting(conflicts: Sequence[Disagreement], view: View, resume: int) -> t
     for conflict in conflicts:
         layer = view.layout.model.layers[conflict.layer]
         of = {f"{role} worker {worker} (host {hosts.get(worker, 'unknown')})": digest for worker, role, digest in conflict.copies}
-        where: dict[str, Any] = {"layer": conflict.layer, "start": conflict.start, "stop": conflict.stop, "step": conflict.step}
+        where: dict[str, Any] = {"layer": layer.module, "start": conflict.start, "stop": conflict.stop, "step": conflict.step}
         names = parameters_in(layer.parameters, conflict.start, conflict.stop)
         found.append(Finding(state="state", copy="the", good=resume, parameters=names, digests=of, **where))
     more = f" and of {len(found) - 1} more" if len(found) > 1 else ""

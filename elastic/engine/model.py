@@ -172,7 +172,7 @@ class LayeredModel:
         self.watch = ChangeWatch(self.root, self.running, exact=exact)
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
-        note_whole(self._parameters.values())
+        note_whole(self.root)
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
         refuse_aliases(self.root)
         buffers = self._movable_buffers()
@@ -187,11 +187,15 @@ class LayeredModel:
         self.tied: dict[tuple[int, int], torch.Tensor] = {}
 
     def _materialise(self) -> None:
-        """Gives values to buffers that were built without memory, and that every worker has to have."""
-        for name, buffer in self.root.named_buffers():
-            if self.initial is not None and is_hollow(buffer) and name not in self._placed:
-                buffer.data = self.initial.value(name)
-                self.watch.renew()
+        """Gives values to tensors that were built without memory, and that every worker has to have."""
+        if self.initial is None:
+            return
+        everywhere = [(name, each) for name, each in [*self._parameters.items(), *self.root.named_buffers()] if name not in self._placed]
+        hollow = [(name, each) for name, each in everywhere if self.initial.digest(name) is not None and is_hollow(each)]
+        for name, tensor in hollow:
+            tensor.data = self.initial.value(name)
+        if hollow:
+            self.watch.renew()
 
     def _movable_buffers(self) -> dict[str, torch.Tensor]:
         """Returns the buffers that only workers with their layer need: those in the state_dict that are large, and that nothing changes."""

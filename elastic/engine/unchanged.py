@@ -102,6 +102,12 @@ class ChangeWatch:
                 "leave out max_norm= and the like, or change trained parameters in trainer.after_step",
             )
         for name in [*self._changed(), *self._running.changed()]:
+            if name in self._watched and self._watched[name].frozen:
+                self._refuse(
+                    f"frozen parameter {self._where(name)} was changed by the forward of step {step}: other workers have copies of it that "
+                    "do not change",
+                    "keep what a forward changes in a buffer (with exact=False, all workers take the values of one worker)",
+                )
             self._complain(
                 name,
                 f"buffer {self._where(name)} was changed by the forward of step {step}: its values depend on which worker runs which "
@@ -111,7 +117,7 @@ class ChangeWatch:
             )
 
     def _complain(self, name: str, what: str, advice: str) -> None:
-        if self._exact:
+        if self._exact or (name in self._watched and self._watched[name].frozen):  # copies of frozen ones count as those of every step
             self._refuse(what, advice)
         if name not in self._warned:
             self._warned.add(name)

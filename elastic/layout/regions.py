@@ -146,6 +146,12 @@ class LayerSpec:
         return self.index if self.part_of is None else self.part_of
 
     @property
+    def title(self) -> str:
+        """The words for the vector in messages: its module's number, and what it has of it if that is not all."""
+        part = "" if self.part_of is None else f" ({'frozen ' if self.frozen else ''}{self.dtype} part)"
+        return f"layer {self.module}{part}"
+
+    @property
     def size(self) -> int:
         """Elements of the vector, padding included: a multiple of `ALIGNMENT`."""
         return align(self.parameters[-1].stop) if self.parameters else 0

@@ -142,8 +142,8 @@ def hollow(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def is_hollow(tensor: torch.Tensor) -> bool:
-    """Returns whether a tensor is one that `hollow` makes."""
-    return tensor.numel() > 1 and not any(tensor.stride())
+    """Returns whether a tensor has less memory than its elements need, as those that `hollow` makes; never one of a single element."""
+    return tensor.layout == torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes
 
 
 def of_array(array: np.ndarray) -> torch.Tensor:

@@ -25,9 +25,9 @@ from elastic.plan.workload import Workload
 class Need:
     """Bytes of one worker: the stage's parameters, trained or not; optimizer states of what it owns, their copy from the step before, and
     an older one that is kept; replicas with their previous copies and updates; gradient sums, its own and received; activations in flight,
-    with their inputs. If it computes on a device, there are copies of two steps, and they and `staging` (what links receive before it is
-    copied to the device, and what they send) lie on the host, the rest on the device: also what an `update` makes of all owned parameters
-    at once."""
+    with their inputs. If it computes on a device, there are copies of two steps, and one of what is not trained. They and `staging` (what
+    links receive before it is copied to the device, and what they send) lie on the host, the rest on the device: also what an `update`
+    makes of all owned parameters at once."""
 
     parameters: float
     states: float
@@ -91,14 +91,14 @@ def need(
     costs = [workload.layers[layer] for layer in layers]
     parameters = sum(cost.parameter_bytes for cost in costs)
     states = sum(workload.state_bytes_of(layer) for layer in layers)
-    share = 1 / members
+    frozen, share = sum(cost.frozen_bytes for cost in costs), 1 / members
     in_flight = min(ahead + (split and layers.start > 0), grains * (workload.micro_batches // workload.grains))
     entering = workload.layers[layers.start - 1].output_bytes if layers.start else 0
     received = parameters * share * max(1, members - 1)
     return Need(
-        parameters=parameters + sum(cost.frozen_bytes for cost in costs),
+        parameters=parameters + frozen,
         states=states * share,
-        previous_copy=(parameters + states) * share * (1 + on_device),
+        previous_copy=((parameters + states) * (1 + on_device) + frozen * on_device) * share,
         kept_copy=(parameters + states) * share if on_device or (replicas and workers > 1) else 0.0,
         replicas=replicas * copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
         gradients=parameters * (subtrees(grains) + (outlive and not on_device and grains > 1)) + received,

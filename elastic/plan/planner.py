@@ -183,7 +183,8 @@ def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidat
     yield new
     if not fleet.equal or not fleet.memory_alike:
         return
-    weights = [layer.parameter_bytes + round(workload.state_bytes_of(number)) for number, layer in enumerate(workload.layers)]
+    layers = enumerate(workload.layers)
+    weights = [layer.parameter_bytes + layer.frozen_bytes + round(workload.state_bytes_of(number)) for number, layer in layers]
     near = assign(_plan(new, costs), old, weights)
     one_host = len({fleet.host(worker) for worker in fleet.workers}) == 1
     predicted = new.predicted if one_host else predict(costs, near.stages, near.routes)

@@ -165,9 +165,11 @@ def _check_stages(view: View, last: View | None) -> None:
         counts = f"the workload {len(view.workload.layers)} and the model {model.depth}"
         _refuse("stages", f"the plan has {len(planned)} layers, {counts}")
     for layer in view.layout.layers:
-        members = planned.get(model.layers[layer.layer].module) if layer.layer < len(model.layers) else None
+        spec = model.layers[layer.layer] if layer.layer < len(model.layers) else None
+        members = None if spec is None else planned.get(spec.module)
         if members != layer.members:
-            _refuse("stages", f"layer {layer.layer} has members {layer.members} in the layout and {members} in the plan")
+            title = f"layer {layer.layer}" if spec is None else spec.title
+            _refuse("stages", f"{title} has members {layer.members} in the layout and {members} in the plan")
 
 
 def _check_layout(view: View) -> None:
@@ -182,7 +184,7 @@ def _check_layout(view: View) -> None:
     for layer in view.layout.layers:
         for interval in layer.intervals:
             holders = (interval.owner, *interval.replicas)
-            run = f"layer {layer.layer}, run [{interval.start}, {interval.stop})"
+            run = f"{view.layout.model.layers[layer.layer].title}, run [{interval.start}, {interval.stop})"
             if len(holders) < wanted:
                 _refuse("replication", f"{run}: it has {len(holders)} cop{'y' if len(holders) == 1 else 'ies'}, not {wanted}")
             for names, least in ((places, min(len(holders), racks)), (hosts, len(holders))) if several else ():
@@ -197,7 +199,8 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         if proposal.transfers:
             _refuse("transfers", f"{proposal.transfers[0]}: every member reads its part from the checkpoint, so nothing may be sent")
         return
-    sizes = [layer.size for layer in proposal.view.layout.model.layers]
+    specs = proposal.view.layout.model.layers
+    sizes = [layer.size for layer in specs]
     arriving: dict[StatePlace, list[Run]] = defaultdict(list)
     copied, members, before = set(proposal.copied), set(proposal.view.workers), set(() if last is None else last.workers)
     relayed = {place for place, _ in proposal.relayed}
@@ -216,7 +219,7 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         runs.sort()
         for (_, stop), (start, _) in pairwise(runs):
             if start < stop:
-                _refuse("transfers", f"worker {worker} would receive {state} of layer {layer} from element {start} twice")
+                _refuse("transfers", f"worker {worker} would receive {state} of {specs[layer].title} from element {start} twice")
     if last is not None:
         _check_short(proposal, members - before, arriving, [], "transfers")
 
@@ -230,7 +233,8 @@ def _check_short(
         present[holding.worker, holding.state, holding.layer].append((holding.start, holding.stop))
     for need in needs(proposal.view.layout, [PARAM, *proposal.states], workers):
         for start, stop in missing([(need.start, need.stop)], sorted(present[need.worker, need.state, need.layer])):
-            _refuse(check, f"worker {need.worker} would lack {need.state} of layer {need.layer}, run [{start}, {stop})")
+            title = proposal.view.layout.model.layers[need.layer].title
+            _refuse(check, f"worker {need.worker} would lack {need.state} of {title}, run [{start}, {stop})")
 
 
 def _check_resume(proposal: Proposal) -> None:

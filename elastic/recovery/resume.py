@@ -22,12 +22,11 @@ class Disagreement:
     step: int
     copies: tuple[tuple[int, str, str], tuple[int, str, str]]
 
-    def __str__(self) -> str:
+    def described(self, model: ModelSpec) -> str:
+        """Says in words which copies differ."""
         (one, role, digest), (other, other_role, other_digest) = self.copies
-        return (
-            f"layer {self.layer}, run [{self.start}, {self.stop}) of step {self.step} has digest {digest} on worker {one} ({role}) and "
-            f"{other_digest} on worker {other} ({other_role})"
-        )
+        run = f"{model.layers[self.layer].title}, run [{self.start}, {self.stop})"
+        return f"{run} of step {self.step} has digest {digest} on worker {one} ({role}) and {other_digest} on worker {other} ({other_role})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +63,15 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust
         if not lost[step]:
             return step
     if trust.back is not None:
-        why = f"{trust.conflicts[0]}: one of the copies is corrupt, and" if trust.conflicts else "copies of the state differ, and"
+        found = [conflict.described(model) for conflict in trust.conflicts[:1]]
+        why = f"{found[0]}: one of the copies is corrupt, and" if found else "copies of the state differ, and"
         raise StateUnproven(
             f"{why} nothing shows which. No state of step {trust.back} or before, which was the same in all copies, is complete in memory. "
             "Start again from a checkpoint of such a step, and test the memory of the hosts",
             back=trust.back,
         )
     nearest = min(lost, key=lambda step: sum(stop - start for _, (start, stop) in lost[step]))
-    runs = ", ".join(f"layer {layer} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
+    runs = ", ".join(f"{model.layers[layer].title} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
     seen = f"; step {floor} was complete everywhere, so no earlier one is kept" if floor >= 0 else ""
     raise CoverageLost(
         f"no surviving worker has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "

@@ -285,6 +285,7 @@ class Checkpoints:
                 saver.drop()  # the coordinator has no save, so the others must not wait for its directory
             return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
+        role = "live" if shards is None else "previous"
         saver.start(
             self._prepare(step, engine, given, history, amid=runtime.amid),
             step=step + 1,
@@ -293,7 +294,7 @@ class Checkpoints:
             members=engine.view.workers,
             layout={"summary": engine.view.plan.summary},
             release=_nothing if shards is None else engine.previous_copies.lend(),
-            verify=unchanged(given, engine.rest.checksums_of("live" if shards is None else "previous", step), self._job.worker),
+            verify=unchanged(given, engine.rest.checksums_of(role, step), self._job.worker, self._model.spec),
         )
         return True
 

@@ -144,7 +144,7 @@ class Comparing:
     ) -> Finding:
         return Finding(
             state=state,
-            layer=layer,
+            layer=self._layers[layer].module,
             start=start,
             stop=stop,
             step=step,

@@ -89,7 +89,7 @@ class Migration:
         layout = proposal.view.layout
         self._held = [copy for copy in held if copy.step == proposal.resume]
         if changed := next((copy for copy in self._held if copy.role == "kept" and not intact(copy)), None):
-            run = f"layer {changed.layer}, run [{changed.start}, {changed.stop})"
+            run = f"{model.spec.layers[changed.layer].title}, run [{changed.start}, {changed.stop})"
             raise GateRefused(f"the copy of {run} that worker {worker} kept of step {changed.step} has changed since", check="contents")
         self._taken_over: set[int] = set()  # storages
         self._filled: set[int] = set()  # addresses of memory that was taken over
@@ -331,7 +331,7 @@ class Migration:
                 target.memory[start - target.start : stop - target.start] = memory
             done = max(done, stop)
         if done < target.stop:
-            run = f"{target.state} of layer {target.layer}, run [{done}, {target.stop})"
+            run = f"{target.state} of {self._model.spec.layers[target.layer].title}, run [{done}, {target.stop})"
             raise GateRefused(f"worker {self._worker} has not received {run}", check="coverage")
 
 

@@ -82,7 +82,7 @@ def _spec(form: str, shape: tuple[int, ...]) -> Spec:
 
 
 def unchanged(
-    shards: Iterable[tuple[Shard, Scalars]], known: Mapping[tuple[int, int], Mapping[str, str]], worker: int
+    shards: Iterable[tuple[Shard, Scalars]], known: Mapping[tuple[int, int], Mapping[str, str]], worker: int, spec: ModelSpec
 ) -> Callable[[], None]:
     """Returns a function that raises CheckpointError if the memory of shards no longer has the checksums `known` by layer and start."""
     memory = [(shard, dict(shard.memory)) for shard, _ in shards]
@@ -91,9 +91,9 @@ def unchanged(
         for shard, states in memory:
             for state, checksum_then in known.get((shard.layer, shard.interval.start), {}).items():
                 if checksum_of(states[state]) != checksum_then:
-                    run = f"[{shard.interval.start}, {shard.interval.stop})"
+                    run = f"{spec.layers[shard.layer].title}, run [{shard.interval.start}, {shard.interval.stop})"
                     raise CheckpointError(
-                        f"on worker {worker}, memory has changed while nothing wrote to it: {state} of layer {shard.layer}, run {run}, was "
+                        f"on worker {worker}, memory has changed while nothing wrote to it: {state} of {run}, was "
                         "not written as it was computed; the memory of its host may be faulty"
                     )
 

@@ -11,6 +11,8 @@ from torch import nn
 
 import elastic
 from elastic.engine.deferred.building import build, is_deferred, replace
+from elastic.engine.initial import Computed
+from elastic.engine.model import LayeredModel
 from elastic.errors import TrainerError
 
 
@@ -46,6 +48,36 @@ def values(function: Callable[[], Any], seed: int = 1) -> dict[str, torch.Tensor
     replace(root, recipe.value)
     names = [name for name, _ in [*root.named_parameters(), *root.named_buffers()]]
     return {name: recipe.value(name) for name in names}
+
+
+class Bytes(nn.Module):
+    """Has what is not trained in every form: packed weights in a column, as 4-bit ones are, one element, and what cannot be moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = nn.Linear(4, 4)
+        self.codes = nn.Parameter((torch.arange(5000) % 251).to(torch.uint8).view(-1, 1), requires_grad=False)
+        self.one = nn.Parameter(torch.tensor([[7.0]]), requires_grad=False)
+        self.short = nn.Parameter(torch.arange(4, dtype=torch.int16), requires_grad=False)
+        self.register_buffer("column", (torch.arange(5000) % 241).to(torch.uint8).view(-1, 1))
+        self.register_buffer("row", (torch.arange(5000) % 239).to(torch.int8).view(1, -1))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("movable", [True, False])
+def test_what_is_not_trained_has_its_values(exact: bool, movable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not movable:
+        monkeypatch.setattr("elastic.engine.model._movable", lambda tensor: False)
+    built, recipe = build(lambda: nn.Sequential(Bytes()), 1)
+    replace(built, recipe.value)  # pyright: ignore[reportArgumentType]
+    model, plain = LayeredModel(built, exact=exact, initial=Computed(recipe)), nn.Sequential(Bytes())
+    model.hold([each.index for each in model.spec.layers])
+    state = model.root.state_dict()
+    for name, tensor in plain.state_dict().items():
+        assert name.startswith("0.trained") or torch.equal(state[name], tensor), name
+    assert model.is_placed("0.codes") is movable
+    assert model.is_placed("0.column") is (movable and exact)  # without exactness, buffers may change
+    model.watch.begin(0)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import elastic
+from elastic.engine.model import LayeredModel
+from elastic.engine.partial import refuse_partial
+from elastic.errors import TrainerError
 from tests.engine import harness, packed
 
 pytestmark = pytest.mark.slow
@@ -64,6 +68,18 @@ def test_a_change_of_packed_weights_is_refused(where: str, what: str) -> None:
 def test_a_state_dict_without_its_frozen_weights_is_refused() -> None:
     with pytest.raises(harness.WorkerError, match="not on this worker"):
         harness.run(packed.state_of, workers=2, stages=2)
+
+
+def test_a_layer_of_buffers_alone_that_is_elsewhere_is_not_saved_empty() -> None:
+    layers = [nn.Linear(4, 4), nn.Module()]
+    layers[1].register_buffer("codes", torch.ones(5000, dtype=torch.uint8))
+    model = LayeredModel(layers)
+    refuse_partial(model.root)
+    for held in ([0, 1, 2], [0]):
+        model.hold(held, keep=len(held) == 3)
+        assert layers[0].state_dict().keys() == {"weight", "bias"}
+        with nullcontext() if 2 in held else pytest.raises(TrainerError, match="not on this worker"):
+            assert layers[1].state_dict()["codes"].sum() == 5000
 
 
 @pytest.mark.long

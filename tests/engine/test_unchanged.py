@@ -102,6 +102,30 @@ def test_without_exactness_it_is_a_warning_but_for_parameters(lone_job: Any) -> 
         list(make(Words(), exact=False).run(3))
 
 
+class Drifting(nn.Module):
+    """Changes a frozen parameter when it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(48), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.scale.data.mul_(0.99)
+        return x * self.scale
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_frozen_parameters_never_change(lone_job: Any, exact: bool) -> None:
+    """Their copies count as those of every step, so a change would be lost, or taken for damage, whether exactness is asked for or not."""
+    message = r"frozen parameter 1\.scale of layer 1 \(Drifting\) was changed by the forward of step [01]: .* in a buffer"
+    with pytest.raises(TrainerError, match=message):
+        list(make(Drifting(), exact=exact).run(3))
+    with pytest.raises(TrainerError, match=r"frozen parameter 1\.teacher\.bias of layer 1 .*between two steps, before step 1"):  # noqa: PT012
+        layer = Teacher()
+        for _ in make(layer, exact=exact).run(3):
+            layer.teacher.bias.data.mul_(0.9)
+
+
 class Teacher(nn.Module):
     def __init__(self) -> None:
         super().__init__()

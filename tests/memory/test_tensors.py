@@ -80,6 +80,14 @@ def test_other_types_of_the_same_bytes():
         tensors.retyped(memory[:3], torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4), (3,), (1, 1, 2)])
+def test_tensors_without_memory_are_known(shape: tuple[int, ...]):
+    found = tensors.hollow(shape, torch.uint8)
+    assert found.shape == shape
+    assert tensors.is_hollow(found)
+    assert not any(map(tensors.is_hollow, (torch.zeros(shape), torch.zeros(8, 8)[:3, :1], torch.zeros(0), torch.zeros(()))))
+
+
 def test_rows_do_not_reach_beyond_their_memory():
     memory = np.arange(10, dtype=np.int32)
     assert raw.rows(memory, 3, 2, 4).tolist() == [[0, 1], [4, 5], [8, 9]]

@@ -86,6 +86,18 @@ def test_on_a_device_copies_and_staging_lie_on_the_host():
     assert found.described(on_device=False) == "24 MB previous copy, 12 MB kept copy, 12 MB staging"
 
 
+def test_what_is_not_trained_is_held_once_by_a_stage_and_once_by_holders_of_replicas():
+    layers = tuple(replace(each, frozen_bytes=5_000_000) for each in workload().layers)
+    for on_device in (False, True):
+        plain, found = (
+            need(each, range(2, 4), 2, 4, 2, 4, on_device=on_device) for each in (workload(), replace(workload(), layers=layers))
+        )
+        assert found.parameters - plain.parameters == 2 * 5e6
+        assert found.replicas - plain.replicas == 6 * 5e6 / 4
+        assert found.previous_copy - plain.previous_copy == 2 * 5e6 / 2 * on_device, "of a device: what is owned, for the host"
+        assert found.total - plain.total == 2 * 5e6 + 6 * 5e6 / 4 + 2 * 5e6 / 2 * on_device
+
+
 def on_devices(workers: int, limit: int | None, host: int | None = None, **more: Any) -> Fleet:
     limits = ({} if bytes_ is None else dict.fromkeys(range(workers), bytes_) for bytes_ in (host, limit))
     return fleet(range(workers), memory=next(limits), device_memory=next(limits), on_device=True, outlive=True, **more)

@@ -114,7 +114,7 @@ def test_copies_that_differ_are_gone_back_behind():
     one, other = inventory(copy("aa", "previous"), *rest, *older), inventory(copy("bb", "replica"), worker=1)
     trust = Trust.of([one, other])
     assert trust.back == 5
-    assert [str(each) for each in trust.conflicts] == [
+    assert [each.described(MODEL) for each in trust.conflicts] == [
         "layer 0, run [0, 16384) of step 6 has digest aa on worker 0 (previous) and bb on worker 1 (replica)"
     ]
     assert resume_step(MODEL, [one, other]) == 2, "also if loops were given later steps"
@@ -146,3 +146,16 @@ def test_json_round_trip_restores_step_numbers():
         back=3,
     )
     assert Inventory.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_messages_name_the_module_and_its_part():
+    """The vectors behind those of all modules have numbers of their own, which users do not know."""
+    parts = [
+        LayerSpec.build(1, [("a", (SIZE,), "bfloat16")], (), 0),
+        LayerSpec.build(2, [("b", (SIZE,), "uint8")], (), 0, frozen=True),
+    ]
+    model = ModelSpec(layers=(LayerSpec.build(0, [("w", (SIZE,), "float32")]), *parts))
+    with pytest.raises(
+        CoverageLost, match=r"full copy of layer 0 \(bfloat16 part\) \[0, 16384\), layer 0 \(frozen uint8 part\) \[0, 16384\) of step 3;"
+    ):
+        resume_step(model, [inventory(*whole(3, layers=(0,)))])

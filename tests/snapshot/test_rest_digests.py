@@ -96,6 +96,24 @@ def test_a_layers_parameters_are_not_given_where_a_part_of_them_is_damaged(role:
     assert rest.given([other]) == [other]
 
 
+@pytest.mark.parametrize(("origin", "others"), [("live", ("previous", "kept")), ("replica", ("previous replica",))])
+def test_what_is_not_trained_is_damaged_in_the_copies_of_all_steps(origin: Any, others: tuple[Any, ...]) -> None:
+    """They are one memory, which is digested once, and looked at when a recovery needs it."""
+    rest, memory = Rest(1, still=[1]), {PARAM: torch.arange(256.0)}
+    rest.note(origin, 1, 64, 4, memory)
+    copies = [copy(role, memory, step=3) for role in others]
+    rest.spared(copies, origin, others[0])
+    rest.forget("live", "replica")
+    rest.note(origin, 1, 64, 5, memory)
+    assert rest.digest_of(origin, 1, 64, 5) is not None
+    assert len(rest.given([copy(origin, memory, step=5), *copies])) == 1 + len(others)
+    flip(memory[PARAM])
+    assert not rest.check()
+    assert [(changed.role, changed.step) for changed in rest.check((origin,), in_turn=False)] == [(origin, 5)]
+    elsewhere = replace(copies[0], layer=2)
+    assert rest.given([copy(origin, memory, step=5), *copies, elsewhere]) == [elsewhere]
+
+
 def test_a_copy_that_is_kept_for_long_is_looked_at_again() -> None:
     rest, memory = Rest(1), shard()
     rest.note("live", 1, 64, 4, memory)

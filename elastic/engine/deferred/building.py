@@ -161,7 +161,7 @@ def _stand_in(name: str, tensor: torch.Tensor, value: Callable[[str], torch.Tens
     if not isinstance(tensor, nn.Parameter):
         packed = saved and type(tensor) is torch.Tensor and tensor.element_size() == 1 and tensor.numel() >= BLOCK
         return hollow(tensor.shape, tensor.dtype) if packed else value(name)
-    later = tensor.numel() and (tensor.requires_grad or type(tensor) is nn.Parameter)
+    later = tensor.numel() > (0 if tensor.requires_grad else 1) and (tensor.requires_grad or type(tensor) is nn.Parameter)
     with torch.no_grad() if not later else nullcontext():
         found = nn.Parameter(hollow(tensor.shape, tensor.dtype) if later else value(name), requires_grad=tensor.requires_grad)
     vars(found).update(vars(tensor))
