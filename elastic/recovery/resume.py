@@ -55,7 +55,8 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust
     by_step: dict[int, list[Copy]] = defaultdict(list, {} if trust.back is not None else {floor: []})
     for inventory in inventories:
         for copy in inventory.copies:
-            if copy.full and copy.scalars and (trust.back is None or copy.step <= trust.back):
+            full = copy.full or copy.layer in model.frozen  # what is not trained has no states, so every member of the stage has all of it
+            if full and copy.scalars and (trust.back is None or copy.step <= trust.back):
                 by_step[copy.step].append(copy)
     lost: dict[int, list[tuple[int, Run]]] = {}
     for step in sorted((step for step in by_step if step >= floor), reverse=True):

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 import elastic
+from elastic.layout.regions import ITEMSIZE
+from elastic.memory.digest import digest
 from tests.engine import mastered, models
 
 WIDE = 128
@@ -67,6 +69,24 @@ def adafactor(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adafactor([{"params": found} for found in groups.values()], lr=1e-2)
 
 
+class Every(nn.Module):
+    """Has frozen parameters and buffers of all dtypes that can be moved, of sizes that blocks do not divide, and uses each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(models.WIDTH, models.WIDTH)
+        for place, dtype in enumerate(sorted(ITEMSIZE)):
+            size = ITEMSIZE[dtype]
+            numbers = ((torch.arange(4999 * size) + place) % (2 if dtype == "bool" else 100)).to(torch.uint8)
+            self.register_parameter(f"p_{dtype}", nn.Parameter(numbers.view(getattr(torch, dtype)), requires_grad=False))
+            self.register_buffer(f"b_{dtype}", numbers.roll(size).view(getattr(torch, dtype)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = [tensor for tensor in (*self.parameters(), *self.buffers()) if not tensor.requires_grad]
+        total = sum(int(tensor.view(torch.uint8)[::7].sum()) % 64 for tensor in held)
+        return x + torch.tanh(self.linear(x)) * (total / 1024)
+
+
 class Shared(nn.Module):
     """Uses the packed weights of another layer."""
 
@@ -93,11 +113,16 @@ def packed() -> list[nn.Module]:
     return [nn.Linear(models.WIDTH, models.WIDTH), first, Packed(), Packed(), Shared(first), models.Head()]
 
 
+def every() -> list[nn.Module]:
+    return [Every(), nn.Linear(models.WIDTH, models.WIDTH), Every(), models.Head()]
+
+
 CASES: dict[str, dict[str, Any]] = {
     "mixed": {"model": mixed, "optimizer": models.two_groups, "clip_norm": 0.5},
     "mixed, masters, average": {"model": mixed, "master_weights": True, "average": 0.9},
     "mixed, whole tensors": {"model": mixed, "optimizer": adafactor},
     "double": {"model": double},
+    "every dtype": {"model": every},
     "packed": {"model": packed, "clip_norm": 0.5},
     "packed, average, momentum": {"model": packed, "optimizer": models.momentum, "average": 0.9},
 }
@@ -118,7 +143,7 @@ def train(_: Any, name: str, steps: int = 4, more: dict[str, Any] | None = None)
     if decay is not None:
         trainer.average(decay)
     reports = [(r.step, r.loss, r.grad_norm) for r in trainer.run(steps)]
-    whole = {key: str(each.double().sum().item()) for key, each in trainer.state_dict().items()}
+    whole = {key: digest(each) for key, each in trainer.state_dict().items()}
     figures = {"statistics": trainer.statistics(), "here": untrained_bytes(layers), "layers": trainer._engine.executor._layers}
     return {"reports": reports, "digest": trainer.digest(), "whole": whole, **figures}
 

@@ -52,6 +52,13 @@ def test_deaths_and_joins(case: str, fate: list[Any], tmp_path: Path) -> None:
     check(run(tmp_path, case, {"1": fate}), case)
 
 
+@pytest.mark.parametrize("what", ["live", "previous"])
+@pytest.mark.long
+def test_what_a_faulty_worker_has_scribbled_over_is_not_taken(what: str, tmp_path: Path) -> None:
+    """Where it is not trained, one memory is the copy of all steps."""
+    check(run(tmp_path, SHORT, {"1": ["scribble", 4, 1, what]}), SHORT)
+
+
 def test_a_whole_stage_dies_in_an_update(tmp_path: Path) -> None:
     check(run(tmp_path, SHORT, {"1": ["enter", 4, 1, "apply", [0, 1]]}), SHORT)
 

@@ -80,6 +80,11 @@ def test_gathered_parameters_are_not_full_copies():
         resume_step(MODEL, [inventory(*whole(3, "gathered"))])
 
 
+def test_gathered_parameters_are_full_copies_of_what_is_not_trained():
+    model = ModelSpec(layers=(LayerSpec.build(0, []), LayerSpec.build(1, [("w", (SIZE,), "uint8")], (), 0, frozen=True)))
+    assert resume_step(model, [inventory(*whole(3, role="gathered", layers=(1,)))]) == 3
+
+
 def test_copies_whose_scalars_nobody_knows_are_not_full():
     newer = [Copy(layer=copy.layer, start=copy.start, stop=copy.stop, step=4, role="replica", scalars=False) for copy in whole(4)]
     assert resume_step(MODEL, [inventory(*whole(3), *newer)]) == 3
