@@ -27,13 +27,21 @@ from elastic.worker.plain_state import to_plain
 from elastic.worker.segment_contents import SegmentContents
 
 LAYERS, SIZE = (0, 1), 256
+STILL = 2
+"""A layer that is not trained, of workers that have it."""
 STATES = (PARAM, "exp_avg")
+
+
+def states_of(layer: int, step: int) -> tuple[str, ...]:
+    return STATES[:1] if layer == STILL or step < 0 else STATES
+
 
 WORKLOAD = Workload(layers=(LayerCost(forward_s=1.0, backward_s=1.0, parameters=0, activation_bytes=0),), micro_batches=1, grains=1)
 
 
 def truth(state: str, layer: int, step: int, start: int = 0, stop: int = SIZE) -> np.ndarray:
     """Returns what a run of a state is after a step."""
+    step = 0 if layer == STILL else step
     return (np.arange(start, stop) * 0.25 + 1000 * (step + 2) + 300 * layer + 7777 * (state == PARAM)).astype(np.float32)
 
 
@@ -49,7 +57,9 @@ def complete(states: Sequence[str], layer: int, step: int, start: int, stop: int
 
 
 def fill(shard: Shard, step: int, states: Sequence[str] = STATES) -> None:
-    """Updates a shard to a step; states that it does not have are made."""
+    """Updates a shard to a step, unless nothing changes it; states that it does not have are made."""
+    if shard.layer == STILL and shard.memory:
+        return
     start, stop = shard.interval.start, shard.interval.stop
     for state in states:
         if state not in shard.memory:
@@ -63,10 +73,11 @@ def checksums(shards: Mapping[tuple[int, int], Shard]) -> dict[tuple[int, int], 
 
 @dataclass
 class Worker:
-    """Does to its memory what an engine does, in the same order; shards and replicas are random runs of two layers."""
+    """Does to its memory what an engine does, in the same order. Shards and replicas are runs of two layers, and of a `still` one."""
 
     segment: OwnSegment
     choice: random.Random
+    still: bool = False
     step: int = -1
     begun: int = 0
     retained: list[Held] = field(default_factory=list)
@@ -74,7 +85,9 @@ class Worker:
     before: list[Held] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.owned: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.counted)}})
+        counted = lambda shard: {f"{shard.layer}.w": {"step": float(self.counted)}}  # noqa: E731
+        self.layers = (*LAYERS, STILL) if self.still else LAYERS
+        self.owned: Any = SimpleNamespace(shards={}, still=frozenset({STILL}), scalars=counted)
         self.kept: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.replayed)}})
         self.model: Any = SimpleNamespace(flats={}, tied={}, state_dtypes=lambda: defaultdict(lambda: torch.float32))
         self.optimizer: Any = SimpleNamespace(owned=self.owned, kept=self.kept)
@@ -93,21 +106,21 @@ class Worker:
                 where = {"layer": layer, "start": 0, "stop": SIZE, "step": self.step, "scalars": {}}
                 old.append(Held(role="gathered", memory={PARAM: flat}, **where))
         flats, shards, kept = {}, {}, {}
-        for layer in LAYERS:
+        for layer in self.layers:
             flats[layer] = lasting(SIZE, torch.float32)
             flats[layer].copy_(torch.from_numpy(truth(PARAM, layer, step)))
             cuts = sorted({0, SIZE, *self.choice.sample(range(64, SIZE, 64), self.choice.randrange(3))})
             for start, stop in pairwise(cuts):
                 if self.choice.random() < 0.7 or (layer, start) == (0, 0):
                     interval = Interval(start=start, stop=stop, owner=7)
-                    memory = {PARAM: flats[layer][start:stop], **complete(STATES[1:] if step >= 0 else (), layer, step, start, stop)}
+                    memory = {PARAM: flats[layer][start:stop], **complete(states_of(layer, step)[1:], layer, step, start, stop)}
                     shards[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
                 elif self.choice.random() < 0.7:
                     interval = Interval(start=start, stop=stop, owner=8, replicas=(7,))
-                    memory = complete(STATES if step >= 0 else STATES[:1], layer, step, start, stop)
+                    memory = complete(states_of(layer, step), layer, step, start, stop)
                     kept[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
         self.contents.prepared(
-            step, [*shards.values()], [*kept.values()], {f"{layer}.w": to_plain({"step": float(step)}) for layer in LAYERS}
+            step, [*shards.values()], [*kept.values()], {f"{layer}.w": to_plain({"step": float(step)}) for layer in self.layers}
         )
         self.owned.shards, self.model.flats, self.step, self.counted = shards, flats, step, step
         self.kept.shards, self.replayed, self.before = kept, step, []
@@ -133,7 +146,9 @@ class Worker:
         self.before = []
         for shard in shards:
             memory = dict(known.get((shard.layer, shard.interval.start), {}))
-            for state, values in shard.memory.items():
+            if shard.layer == STILL:
+                memory = shard.memory
+            for state, values in shard.memory.items() if shard.layer != STILL else ():
                 memory[state] = memory.get(state, lasting(values.numel(), torch.float32)).copy_(values)
             copied = held(shard, self.replayed, "previous replica", self.kept.scalars(shard))
             self.before.append(replace(copied, memory=memory))
@@ -162,6 +177,8 @@ class Worker:
         self.step = step
         self.note_loop()
         for layer, flat in self.model.flats.items():
+            if layer == STILL:
+                continue
             flat.copy_(torch.from_numpy(truth(PARAM, layer, step)))
         if digested:
             self.contents.digested(step, self.digests())

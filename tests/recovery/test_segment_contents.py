@@ -17,7 +17,7 @@ from elastic.memory.tensors import use_segment
 from elastic.recovery.offers import Contents, Place, runs
 from elastic.worker.plain_state import from_plain
 from tests.memory.recorded_segment import recorded
-from tests.recovery.stored_worker import STATES, Worker, buffers, truth
+from tests.recovery.stored_worker import Worker, buffers, states_of, truth
 
 
 class Checked:
@@ -70,7 +70,7 @@ class Checked:
             assert found.tobytes() == truth(state, layer, step, place.start, place.stop).tobytes(), (place, step, state)
             if digests is not None and place.step is None:
                 assert digests[state] == checksum(found)
-        for state in STATES if step >= 0 else STATES[:1]:
+        for state in states_of(layer, step):
             for run in runs(contents, step, state, layer, place.start, place.stop):
                 assert run.offset is not None
                 found = copy.bytes_at(run.offset, 4 * (run.stop - run.start))
@@ -82,14 +82,14 @@ ACTS = ("step", "step", "step without digests", "save", "saved", "view", "view, 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(ACTS), max_size=9), st.integers(0, 1 << 30))
-def test_whatever_is_said_to_be_complete_is_complete_after_every_store(acts: list[str], seed: int) -> None:
+@given(st.lists(st.sampled_from(ACTS), max_size=9), st.integers(0, 1 << 30), st.booleans())
+def test_whatever_is_said_to_be_complete_is_complete_after_every_store(acts: list[str], seed: int, still: bool) -> None:
     checked = Checked()
     with recorded(seed, checked) as both:
         try:
             segment = both.open()
             use_segment(segment)
-            worker = Worker(segment, random.Random(seed))
+            worker = Worker(segment, random.Random(seed), still)
             both.catch_up()
             checked.complete = -1
             for act in acts:
