@@ -172,12 +172,12 @@ class LayeredModel:
         self.watch = ChangeWatch(self.root, self.running, exact=exact)
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
-        note_whole(self.root)
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
         refuse_aliases(self.root)
         buffers = self._movable_buffers()
         self._names |= {id(buffer): name for name, buffer in buffers.items()}
         self._tensors: dict[str, torch.Tensor] = {**self._parameters, **buffers}
+        note_whole(self._tensors.values())
         self.spec = ModelSpec(layers=self._describe_all({*buffers}), cut=cut, masters=masters)
         self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)

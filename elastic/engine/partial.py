@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -26,9 +26,9 @@ def partial() -> Iterator[None]:
         _partial = before
 
 
-def note_whole(root: nn.Module) -> None:
-    """Records the parameters and buffers that have all elements: if one has none later, it is not on this worker."""
-    _sized.update(id(tensor) for tensor in _tensors(root) if tensor.numel())
+def note_whole(tensors: Iterable[torch.Tensor]) -> None:
+    """Records tensors that have all elements, and lie in vectors: if one has none later, it is not on this worker."""
+    _sized.update(id(tensor) for tensor in tensors if tensor.numel())
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
