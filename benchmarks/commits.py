@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from elastic.observe.json_lines import read_lines
 
 _RECENT_STEPS = 5
@@ -119,11 +121,9 @@ def stall(fault: float, commits: Sequence[StepCommit]) -> Stall | None:
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Returns median, 95th percentile (linearly interpolated), minimum, maximum and count; None if there are no values."""
-    known = sorted(value for value in values if value is not None)
+    """Returns median, 95th and 99th percentile (linearly interpolated), minimum, maximum and count; None if there are no values."""
+    known = [value for value in values if value is not None]
     if not known:
         return None
-    place = 0.95 * (len(known) - 1)
-    low = int(place)
-    p95 = known[low] + (place - low) * (known[min(low + 1, len(known) - 1)] - known[low])
-    return {"median": statistics.median(known), "p95": p95, "min": known[0], "max": known[-1], "count": len(known)}
+    p95, p99 = map(float, np.quantile(known, (0.95, 0.99)))
+    return {"median": statistics.median(known), "p95": p95, "p99": p99, "min": min(known), "max": max(known), "count": len(known)}

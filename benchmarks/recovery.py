@@ -68,6 +68,7 @@ def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_column(f"{row['workers']}{spares} workers\n{row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
     for name, meaning in _SHOWN.items():
         table.add_row(meaning, *(_cell(row[name]) for row in rows))
+    table.add_row("stall, 99th percentile (most)", *(_cell(row["stall_ms"], "max", "p99") for row in rows))
     table.add_row("kills of a full job", *(str(row["kills_of_a_full_job"]) for row in rows))
     table.add_row("of them replaced by a spare", *(str(sum(each["by_a_spare"] for each in row["each"])) for row in rows))
     table.add_row("steps redone", *(", ".join(f"{n} x {steps}" for steps, n in sorted(row["steps_redone"].items())) for row in rows))
@@ -101,8 +102,8 @@ def show_replication(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _cell(values: dict[str, float] | None, upper: str = "p95") -> str:
-    return "unknown" if values is None else f"{values['median']:.0f} ({values[upper]:.0f})"
+def _cell(values: dict[str, float] | None, upper: str = "p95", middle: str = "median") -> str:
+    return "unknown" if values is None else f"{values[middle]:.0f} ({values[upper]:.0f})"
 
 
 def main(
