@@ -201,6 +201,6 @@ def cells() -> list[KillCell]:
         with_checkpoints(everyone, segments=True),
         with_checkpoints(everyone, segments=False),
         *(on_the_way_back(phase) for phase in RECOVERY_PHASES),
-        process("agent", "the agent", End(error="JobFailed", says=("the agent, which supervises the workers, died",))),
+        process("agent", "the agent", End(error="HostLost", says=("the agent, which supervises the workers, died",))),
         process("forkserver", "the fork server", End(error="JobFailed", says=("the fork server, parent of the workers, died",))),
     ]
