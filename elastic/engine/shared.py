@@ -1,8 +1,8 @@
 """Exchange of memory between workers of one host: a message says where the values lie, and the receiver reads them there.
 
 A link would copy them twice and check them twice. The sender must not write to the memory before the receiver has read it. READY rounds
-ensure that: gradient sums are read before READY of their step, and released after APPLY; updated parameters are read before READY of the
-next step, and written to after its APPLY.
+ensure that: gradient sums are read before READY of their step, and released when the next step adds gradients; updated parameters are
+read before READY of the next step, and written to after its APPLY.
 """
 
 from __future__ import annotations
