@@ -199,8 +199,8 @@ class Executor:
         return tuple(each for each in (now, self._past) if each is not None)
 
     def _salvage(self) -> Salvage | None:
-        if self._step is None or self.drew or self.generators.drawn():
-            return None
+        if self._step is None or self.drew or self.generators.drawn() or self._model.running.changed():
+            return None  # computed again, it would draw, or change buffers
         workload, sums = self._workload, self.reducer.sums()
         grains = frozenset(grain for grain in range(workload.grains) if self._finished.issuperset(workload.micro_batches_of(grain)))
         return Salvage(
@@ -289,6 +289,7 @@ class Executor:
         else:
             state.gradients = self._loss.backward(state.loss) if state.loss else self.pipe.receive_gradients(step, micro_batch)
             state.loss = None
+        self._forget_past()
         if any(runner.recomputes for runner in self._runners):
             self._prepare(step, micro_batch)
         self.effort.expected_s += self._seconds * state.fresh
@@ -337,7 +338,6 @@ class Executor:
                     self.reducer.contribute(vector)
 
     def _fold(self, micro_batch: int, found: list[tuple[Vector, list[torch.Tensor | None]]]) -> None:
-        self._forget_past()
         vectors = [vector for vector, _ in found]
         for vector, gradients in found:
             self.reducer.fold(vector, self._workload.grain_of(micro_batch), gradients)

@@ -88,6 +88,11 @@ class FinishedGrains:
     summed: tuple[int, ...]
     begun: tuple[int, ...] = ()
 
+    @property
+    def held(self) -> frozenset[int]:
+        """The grains that must be routed to the worker. Where no parameter has a gradient no sum covers a finished grain, but it has the loss."""
+        return frozenset((*self.grains, *self.summed))
+
     def to_json(self) -> list[Any]:
         """One short list."""
         return [self.step, [self.layers.start, self.layers.stop], list(self.grains), list(self.summed), list(self.begun)]

@@ -40,7 +40,7 @@ def usable(view: View, routes: Routes, inventory: Inventory, step: int) -> bool:
     if worker not in view.workers or finished is None:
         return False
     stage = view.plan.stage_of(worker)
-    return covers(finished, view.plan.stages[stage].layers) and all(routes[stage][grain] == worker for grain in finished.summed)
+    return covers(finished, view.plan.stages[stage].layers) and all(routes[stage][grain] == worker for grain in finished.held)
 
 
 def covers(finished: FinishedGrains, layers: range) -> bool:
@@ -86,9 +86,9 @@ class _Claims:
                 self.begun |= dict.fromkeys(found.begun, worker)
 
     def _claim(self, member: int, found: FinishedGrains | None) -> FinishedGrains | None:
-        if found is None or not covers(found, self._stage.layers) or self.claimed.keys() & set(found.summed):
+        if found is None or not covers(found, self._stage.layers) or self.claimed.keys() & found.held:
             return None
-        self.claimed |= dict.fromkeys(found.summed, member)
+        self.claimed |= dict.fromkeys(found.held, member)
         self.done |= set(found.grains)
         return found
 
@@ -104,7 +104,7 @@ class _Claims:
         for dead, (_, found) in list(self.heirs.items()):
             if not set(found.grains) & set(finished):
                 del self.heirs[dead]
-                self.claimed = {grain: member for grain, member in self.claimed.items() if grain not in found.summed}
+                self.claimed = {grain: member for grain, member in self.claimed.items() if grain not in found.held}
 
 
 def _routes(view: View, number: int, claims: _Claims) -> tuple[int, ...]:

@@ -245,8 +245,11 @@ class Engine:
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.expect(self.step)
-        self._owned = []
-        self.executor.retire()
+        if any(name.startswith("buffer ") for name in self._told_running):
+            self.abandon()  # taken again, the step must change these buffers again
+        else:
+            self._owned = []
+            self.executor.retire()
 
     def _note_owned(self, before: Rest | None = None) -> None:
         for shard in self._optimizer.owned.shards.values():

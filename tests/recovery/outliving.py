@@ -21,6 +21,29 @@ from tests.engine import models
 from tests.recovery import running
 from tests.recovery.trainings import Log, Watched, kill
 
+
+class Counter(nn.Module):
+    """Counts its forwards in a buffer, as a codebook's moving average would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.steps.add_(1.0)
+        return x
+
+
+def half_frozen() -> list[nn.Module]:
+    """The second stage of two has no gradient."""
+    layers = models.blocks()
+    for layer in layers[len(layers) // 2 :]:
+        layer.requires_grad_(False)
+    return layers
+
+
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"model": models.blocks, "optimizer": models.adamw, "clip_norm": 0.5},
     "batchnorm": {"model": running.build, "optimizer": models.adamw},
@@ -40,6 +63,8 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": models.weighted,
         "autocast": torch.bfloat16,
     },
+    "half frozen": {"model": half_frozen, "optimizer": models.adamw},
+    "counter": {"model": lambda: [*models.blocks()[:-1], Counter(), models.blocks()[-1]], "optimizer": models.adamw, "exact": False},
     "skips": {"model": running.build, "optimizer": models.adamw, "on_nonfinite": "skip"},
 }
 

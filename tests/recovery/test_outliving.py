@@ -121,6 +121,24 @@ def test_a_worker_dies_with_a_decision_that_others_have_applied(tmp_path: Path, 
     assert case != "adamw" or kept == [6]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("fate", [["late", 4, 1, [0, 2, 3, 4, 5], [1]], ["enter", 4, 1, "ready", [1]], ["enter", 4, 1, "ready", [1, 4]]])
+def test_a_stage_without_gradients_has_finished_its_grains_too(tmp_path: Path, fate: list[Any]) -> None:
+    assert died(run(tmp_path, {1: fate}, "half frozen", workers=6)) == fate[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fate", [["late", 5, 1, [1], [0]], ["enter", 5, 1, "ready", [0]]])
+def test_a_step_that_changes_buffers_at_will_is_computed_again(tmp_path: Path, fate: list[Any]) -> None:
+    """Three forwards a step for either worker; the one that is left runs six, in the step that is taken again at least its own three."""
+    arguments = [str(tmp_path), "counter", STEPS, {"0": fate}, None]
+    options: dict[str, Any] = {"workers": 2, "stages": 1, "rebalance": False, "respawn": False}
+    result = elastic.run(outliving.train, args=arguments, directory=tmp_path / "run", **options)
+    assert died(result) == [0]
+    (steps,) = [values for name, values in result.value["buffers"].items() if name.endswith("steps")]
+    assert steps[0] in (5 * 3 + 3 + 3 * 6, 5 * 3 + 6 + 3 * 6)
+
+
 # In every place, with every kind of state
 
 

@@ -39,6 +39,32 @@ def proposal(found: dict[int, Inventory]) -> Proposal:
     return propose(last=LAST, attempt=1, inventories=found, joiners={}, stages=2, brief=True)
 
 
+def test_finished_grains_without_any_gradient_stay_where_their_losses_are():
+    """Sums cover nothing there; a route that gives them to another member would find no loss."""
+    last = view_of([0, 1, 2, 3, 4], stages=2)
+    mine = {worker: tuple(g for g, to in enumerate(last.plan.routes[last.plan.stage_of(worker)]) if to == worker) for worker in last.workers}
+    found = {
+        worker: replace(
+            inventory,
+            finished=(
+                FinishedGrains(
+                    step=6,
+                    layers=last.plan.stages[last.plan.stage_of(worker)].layers,
+                    grains=mine[worker],
+                    summed=mine[worker] if last.plan.stage_of(worker) == 0 else (),
+                ),
+            ),
+        )
+        for worker, inventory in inventories_of(last, (0, 1, 2, 3, 4)).items()
+    }
+    again = restart(last, 6, found)
+    assert again.finished == tuple(range(last.workload.grains))
+    assert all(usable(last, again.routes, found[worker], 6) for worker in last.workers)
+    uneven = replace(last, plan=replace(last.plan, routes=tuple(tuple(reversed(route)) for route in last.plan.routes)))
+    again = restart(uneven, 6, found)
+    assert all(again.routes[last.plan.stage_of(worker)][grain] == worker for worker in last.workers for grain in mine[worker])
+
+
 def test_the_grains_of_those_who_stay_are_not_computed_again():
     found = inventories(0, 2, 3)
     made = proposal(found)
