@@ -29,6 +29,7 @@ class Looker:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._readers: dict[int, ActivityReader] = {}
+        self._forgotten: set[int] = set()
         self._families = _Families()
         self._quotas = Quotas()
         self._files: dict[int, ProcFiles] = {}  # by process
@@ -39,7 +40,8 @@ class Looker:
         return [self._observed(worker) for worker in workers]
 
     def forget(self, worker: int) -> None:
-        """Closes what is open for a worker that has ended."""
+        """Closes what is open for a worker that has ended. It may be looked at again, and then nothing stays open."""
+        self._forgotten.add(worker)
         if (reader := self._readers.pop(worker, None)) is not None:
             self._quotas.forget(reader.pid)
             self._drop(reader.pid)
@@ -49,6 +51,8 @@ class Looker:
         """Returns the worker's last activity, None if it left no record in this job."""
         reader = self._reader(worker)
         doing = None if reader is None else reader.read()
+        if worker.number in self._forgotten:
+            self.forget(worker.number)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
 
     def _observed(self, worker: WorkerProcess) -> Observed:

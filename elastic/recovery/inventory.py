@@ -90,7 +90,7 @@ class FinishedGrains:
 
     @property
     def held(self) -> frozenset[int]:
-        """The grains that must be routed to the worker. Where no parameter has a gradient no sum covers a finished grain, but it has the loss."""
+        """The grains that must be routed to the worker: also finished ones that no sum covers, since no parameter has a gradient."""
         return frozenset((*self.grains, *self.summed))
 
     def to_json(self) -> list[Any]:

@@ -140,3 +140,19 @@ def test_threads_that_wait_for_the_interpreter_lock_do_not_run(code: str, runs: 
             seen.append(running)
         files.close()
         assert any(seen) == runs
+
+
+def test_what_is_read_of_one_that_has_ended_stays_open_no_longer(tmp_path: Path) -> None:
+    """Its last activity is asked for again when its death is recorded."""
+    activity, looker, own = Activity(tmp_path, 1), Looker(tmp_path), WorkerProcess(number=1, pid=os.getpid())
+    activity.enter("forward", 3, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    looker.look([own])
+    assert len(os.listdir("/proc/self/fd")) > before
+    looker.forget(1)
+    for _ in range(2):
+        doing = looker.doing(own)
+        assert doing is not None
+        assert doing.phase == "forward"
+        assert len(os.listdir("/proc/self/fd")) == before
+    activity.close()

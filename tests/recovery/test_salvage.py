@@ -42,7 +42,8 @@ def proposal(found: dict[int, Inventory]) -> Proposal:
 def test_finished_grains_without_any_gradient_stay_where_their_losses_are():
     """Sums cover nothing there; a route that gives them to another member would find no loss."""
     last = view_of([0, 1, 2, 3, 4], stages=2)
-    mine = {worker: tuple(g for g, to in enumerate(last.plan.routes[last.plan.stage_of(worker)]) if to == worker) for worker in last.workers}
+    routes = {worker: last.plan.routes[last.plan.stage_of(worker)] for worker in last.workers}
+    mine = {worker: tuple(grain for grain, to in enumerate(route) if to == worker) for worker, route in routes.items()}
     found = {
         worker: replace(
             inventory,
