@@ -39,6 +39,10 @@ class Looker:
         """Returns an observation of each worker."""
         return [self._observed(worker) for worker in workers]
 
+    def _shut(self, worker: int) -> None:
+        if worker in self._forgotten:
+            self.forget(worker)
+
     def forget(self, worker: int) -> None:
         """Closes what is open for a worker that has ended. It may be looked at again, and then nothing stays open."""
         self._forgotten.add(worker)
@@ -51,8 +55,7 @@ class Looker:
         """Returns the worker's last activity, None if it left no record in this job."""
         reader = self._reader(worker)
         doing = None if reader is None else reader.read()
-        if worker.number in self._forgotten:
-            self.forget(worker.number)
+        self._shut(worker.number)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
 
     def _observed(self, worker: WorkerProcess) -> Observed:
@@ -61,6 +64,7 @@ class Looker:
         now = time.monotonic()
         age_s = 0.0 if doing is None else now - doing.at
         mute_s = now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0
+        self._shut(worker.number)
         return Observed(
             worker=worker.number,
             pid=worker.pid,

@@ -155,4 +155,6 @@ def test_what_is_read_of_one_that_has_ended_stays_open_no_longer(tmp_path: Path)
         assert doing is not None
         assert doing.phase == "forward"
         assert len(os.listdir("/proc/self/fd")) == before
+    looker.look([WorkerProcess(number=1, pid=own.pid)])
+    assert not looker._readers
     activity.close()
