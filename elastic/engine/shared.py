@@ -38,6 +38,10 @@ class SharedMemory:
     def __contains__(self, worker: int) -> bool:
         return worker in self._segments
 
+    def release(self) -> None:
+        """Lets go of the others' memory; nothing else may be called afterwards."""
+        self._segments = {}
+
     @staticmethod
     def reference(tensor: torch.Tensor) -> bytes:
         """Returns what a message says of where a tensor lies. Raises ValueError if it is not in this worker's segment."""

@@ -65,7 +65,7 @@ class Engine:
         routes: Routes = (),
     ) -> None:
         """`segments` are those of the other workers of this host; `routes` are those of the first step, if they are not the plan's."""
-        shared = SharedMemory(worker, view, segments)
+        self._shared = shared = SharedMemory(worker, view, segments)
         first = replace(view, plan=replace(view.plan, routes=routes)) if routes else view
         self._rerouted = state.step + 1 if routes else None
         self.view, self.worker, self.step = view, worker, state.step
@@ -312,6 +312,7 @@ class Engine:
         self.replicator.release()
         self.executor.reducer.release()
         self.previous_copies.release()
+        self._shared.release()
 
     def resume(self, resumption: Resumption) -> None:
         """Resumes a step that was begun in the previous view, as the first one of this view."""
