@@ -11,7 +11,6 @@ A worker that is in the user's code for long reports where too: that is no error
 from __future__ import annotations
 
 import os
-import sys
 import sysconfig
 import threading
 import time
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
 
+from elastic.host.frames import frame_of
 from elastic.worker.job import Job
 
 _EVERY_S, _LONG_S = 1.0, 2.0
@@ -103,7 +103,7 @@ class WaitReporter:
         since = self._busy[1] if now is None else now[1]
         if last is None or time.monotonic() - since < _LONG_S:
             return
-        frame = sys._current_frames().get(thread)  # read only now, since it creates objects for running frames
+        frame = frame_of(thread)  # read only now, since it creates objects for running frames
         called = _called(frame)
         self._tell_code(_users(frame))
         if now is not None:
