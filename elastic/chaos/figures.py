@@ -16,8 +16,11 @@ _STALL_OF_STEPS = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goodput:
-    """Committed steps, and those that the workers that lived could have made in the same time: `rates` has steps per second by number of
-    members, the median of quiet steps, or in proportion to the members where there were too few."""
+    """Committed steps, and those that the members of each moment could have made in the same time, without any fault.
+
+    `rates` has steps per second by number of members, the median of quiet steps. What fewer members could make is at least their share of
+    what most of them make: they are as fast as that on processors of their own, also if others that start take the processors.
+    """
 
     steps: int
     seconds: float
@@ -37,15 +40,28 @@ def goodput(evidence: Evidence) -> Goodput | None:
         return None
     rates = _rates(evidence)
     begin, end = found[0][0], found[-1][1]
-    changes = sorted({(view[0], len(view[3])) for view in evidence.seen.views})
+    changes = _members(evidence)
     most = max((members for _, members in changes), default=1)
     full = rates.get(most) or 1 / statistics.median(each[1] - each[0] for each in found)
     possible, members, at = 0.0, most, begin
     for when, count in [*changes, (end, 0)]:
         until = min(max(when, begin), end)
-        possible += (until - at) * rates.get(members, full * members / most)
+        share = min(members, evidence.processors) / min(most, evidence.processors)
+        possible += (until - at) * max(rates.get(members, 0.0), full * share)
         at, members = until, count
     return Goodput(steps=len(steps), seconds=end - begin, possible=possible, rates=rates)
+
+
+def _members(evidence: Evidence) -> list[tuple[float, int]]:
+    """When the number of members changed, and to what: a host that hears of a view later than another one does not bring it back."""
+    found, newest = list[tuple[float, int]](), (0, 0)
+    began = [run[0].began for run in evidence.runs]  # a job that is started again counts its views anew
+    for at, _, epoch, workers in sorted(evidence.seen.views):
+        view = sum(each <= at for each in began), epoch
+        if view > newest:
+            found.append((at, len(workers)))
+            newest = view
+    return found
 
 
 def _rates(evidence: Evidence) -> dict[int, float]:

@@ -18,10 +18,10 @@ from elastic.chaos.gather import worker_notes
 from elastic.chaos.observed import STOP, Orders
 from elastic.chaos.running import DIGEST_EVERY, OBSERVED
 from elastic.chaos.schedule import JobSpec
+from elastic.chaos.spawning import environment
 from elastic.errors import JobFailed
 from elastic.settings import VERSION, best_isa
 
-_ROOT = Path(__file__).parents[2]
 _LIMIT_S = 3600.0
 _FORM = 1
 
@@ -117,10 +117,9 @@ def _made(job: JobSpec, steps: int) -> Reference:
         (folder / "observed" / STOP).write_text(str(steps))
         orders = Orders(folder=str(folder / "observed"), script=job.script, args=job.args, digest_every=DIGEST_EVERY).to_json()
         words = ["run", "--workers", "1", "--seed", str(job.job_seed), "--directory", str(folder / "run"), OBSERVED, json.dumps(orders)]
-        paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": paths}
         command = [sys.executable, "-m", "elastic.cli.main", *words]
-        ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=_LIMIT_S)
+        used = environment(TMPDIR=str(folder / "tmp"))
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, env=used, timeout=_LIMIT_S)
         if ended.returncode:
             raise JobFailed(
                 f"the undisturbed run failed with exit code {ended.returncode}, so the script fails without faults: {ended.stderr[-1500:]}"

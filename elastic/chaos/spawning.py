@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,15 @@ from elastic.host.process import tied_command
 @functools.cache
 def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="elastic-chaos-spawn")
+
+
+_ROOT = Path(__file__).parents[2]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process that imports this Elastic and the user's modules."""
+    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, **more, "PYTHONPATH": paths}
 
 
 def spawned(command: Sequence[str], *, out: IO[bytes], env: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[bytes]:

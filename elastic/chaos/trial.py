@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from elastic.chaos import gather, reference
+from elastic.chaos import gather, reference, script_check
 from elastic.chaos.evidence import Evidence, Reference
 from elastic.chaos.inject.disk import small_disk
 from elastic.chaos.injector import Injector
@@ -63,8 +63,9 @@ def run(
 ) -> Record:
     """Runs a schedule. With `keep` all files of the run are kept there. With `calm` numbers are compared with that undisturbed run.
 
-    Raises SettingsError where the machine cannot have its faults.
+    Raises SettingsError where the machine cannot have its faults, TrainFunctionError where workers could not import the script.
     """
+    script_check.check(schedule.job)
     used = _cpu_s()
     folder = Path(tempfile.mkdtemp(prefix="elastic-chaos-")) if keep is None else keep
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,8 @@ def _checked_name(name: str) -> str:
     if not place or not all(part.isidentifier() for part in qualified.split(".")):
         raise TrainFunctionError(f"train_fn={name!r}: use 'module:function', 'path.py:function', or 'path.py' for a whole script")
     if not _is_path(place):
+        if "." in place and Path(place).is_file():
+            raise TrainFunctionError(f"train_fn={name!r}: {place} is a file, but no script of Python: its name does not end in .py")
         return name
     path = Path(place).resolve()
     if not path.is_file():

@@ -184,6 +184,12 @@ def test_without_an_undisturbed_run_numbers_are_unknown():
     assert "the script fails without faults" in found(evidence, "losses").reason
 
 
+def test_a_script_that_makes_no_trainer_is_unknown_and_nothing_fails():
+    findings = judge(fine(workers=(), incidents=(), last=None))
+    assert verdict_of(findings) == UNKNOWN, [each for each in findings if each.verdict == FAIL]
+    assert "the job ended without an elastic.Trainer" in next(each.reason for each in findings if each.oracle == "ended")
+
+
 def test_a_script_that_is_not_repeatable_is_no_failure():
     evidence = with_step(0, loss=1.0)
     assert evidence.reference is not None

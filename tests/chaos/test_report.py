@@ -21,7 +21,7 @@ from elastic.chaos.report import load, report, write
 from elastic.chaos.scene import Effect
 from elastic.chaos.trial import Record
 from elastic.errors import SettingsError
-from tests.chaos.evidence import fine, incident
+from tests.chaos.evidence import STEPS, fine, incident, notes
 
 PHASES = {"quiesce": 20.0, "propose": 5.0, "migrate": 30.0, "gate": 1.0, "commit": 4.0}
 
@@ -59,14 +59,32 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str):
 
 
 def test_goodput_is_what_was_done_of_what_the_living_could_have_done():
-    found = figures.goodput(fine())
+    found = figures.goodput(fine(processors=2))
     assert found is not None
     assert found.steps == 20
     assert found.seconds == pytest.approx(2.4)
     assert found.possible == pytest.approx(1.0 * 10 + 1.4 * 5), "10 steps a second with two members, half of that with one"
     assert found.share == 1.0
+    alone = figures.goodput(fine(processors=1))
+    assert alone is not None
+    assert alone.possible == pytest.approx(2.4 * 10), "on one processor, one member is as fast as two"
     slow = figures.Goodput(steps=9, seconds=2.4, possible=18.0, rates={})
     assert slow.share == 0.5
+
+
+def test_a_host_that_hears_of_a_view_late_does_not_bring_lost_members_back():
+    known = fine(processors=2)
+    late = replace(known.seen, views=[*known.seen.views, (51.1, 1, 1, (0, 1)), (51.2, 1, 2, (0,))])
+    assert figures.goodput(replace(known, seen=late)) == figures.goodput(known)
+
+
+def test_a_job_that_is_started_again_counts_its_views_anew():
+    known = fine(processors=2)
+    again = notes(5, range(8, STEPS), run="b", began=51.1)
+    views = [*known.seen.views, (51.2, 0, 1, (5, 6))]
+    found = figures.goodput(replace(known, workers=(*known.workers, again), seen=replace(known.seen, views=views)))
+    assert found is not None
+    assert found.possible == pytest.approx(1.0 * 10 + 0.2 * 5 + 1.2 * 10)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows():

@@ -186,6 +186,7 @@ def test_a_script_that_makes_no_trainer_fails_with_the_reason():
     assert record.verdict == UNKNOWN
     assert "took effect: kill@3: the job ended before it was due" in record.reasons[0]
     assert any("no step was given to any loop" in reason for reason in record.reasons)
+    assert any("the job ended without an elastic.Trainer, so nothing was trained" in reason for reason in record.reasons)
 
 
 BAD = [

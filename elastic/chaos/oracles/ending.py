@@ -41,6 +41,8 @@ def ended(evidence: Evidence) -> Finding:
     bad = [host for host in evidence.hosts if host.codes and host.codes[-1] not in (0, 143) and not _was_killed(evidence, host.number)]
     if bad:
         return failed(name, f"host {bad[0].number} ended with exit code {bad[0].codes[-1]}: {_last_words(evidence, bad[0].number)}")
+    if not evidence.runs:
+        return unknown(name, "the job ended without an elastic.Trainer, so nothing was trained: the train function must make one")
     again = len(evidence.runs) - 1
     if again and not _all_lost(evidence):
         if _crowded_at_the_end_of_a_run(evidence):
