@@ -11,6 +11,7 @@ from elastic.agent.crew import Crew
 from elastic.agent.looking import Looker
 from elastic.agent.supervision import WorkerProcess, how_ended, own_doing, ran_out_of_memory
 from elastic.control.carrier import Death
+from elastic.errors import SettingsError
 from elastic.health.evidence import Observed
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
@@ -100,7 +101,7 @@ class LocalCarrier:
     @property
     def logged(self) -> tuple[dict[str, Any], ...]:
         """The incidents in this host's log, as JSON."""
-        with suppress(OSError):
+        with suppress(OSError, SettingsError):  # it is for people to read: no reason to end a running job
             return tuple(found.to_json() for found in incident.read(self._directory.incidents))
         return ()
 

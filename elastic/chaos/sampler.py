@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from elastic.chaos.hosts import Host, stat_of
 from elastic.chaos.running import RunningJob
+from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, ActivityReader, Doing
 
 _EVERY_S, _LIST_S, _USE_S = 0.01, 0.25, 1.0
@@ -36,13 +38,15 @@ class Seen:
     """What was seen. `views` has `(time, host, epoch, workers)` for each change; `incidents` has those
     that each host recorded, in all runs of the job; `breaches` are sentences about workers that acted for an
     epoch after they had sent their inventory for the next; `machine` has `(time, seconds that all processors of
-    the machine have computed)`."""
+    the machine have computed)`; `unreadable` are errors of reading logs of incidents; `broken` is the error that ended the watch early."""
 
     views: list[tuple[float, int, int, tuple[int, ...]]] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     machine: list[tuple[float, float]] = field(default_factory=list)
     incidents: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    broken: str | None = None
     looks: int = 0
     cpu_s: float = 0.0
 
@@ -92,6 +96,15 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception:  # the thread's boundary: nothing can be said of a run that nobody watched
+            self.seen.broken = traceback.format_exc(limit=-3)
+        self.seen.cpu_s = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+        for _, reader in self._readers.values():
+            reader.close()
+
+    def _watch(self) -> None:
         while not self._closing.wait(_EVERY_S):
             now = time.monotonic()
             self.seen.looks += 1
@@ -103,9 +116,6 @@ class Sampler:
                 self._uses_at = now
                 self._use(now)
         self._list()
-        self.seen.cpu_s = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
-        for _, reader in self._readers.values():
-            reader.close()
 
     def _list(self) -> None:
         """Opens the activity records of new workers, and notes new views."""
@@ -124,7 +134,11 @@ class Sampler:
 
     def _note_incidents(self, host: Host) -> None:
         """Notes new incidents: a job that is started again removes those of the one before, and another agent writes the log anew."""
-        found = host.incidents
+        try:
+            found = host.incidents
+        except SettingsError as error:
+            self.seen.unreadable += [] if str(error) in self.seen.unreadable else [str(error)]
+            return
         count, last = self._incidents.get(host.number, (0, None))
         if len(found) < count or (count and found[count - 1] != last):
             count = 0

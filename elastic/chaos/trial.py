@@ -155,6 +155,8 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
         job.supervise()
         job.end_late()
         now = time.monotonic()
+        if sampler.seen.broken is not None:
+            return f"the harness failed: {sampler.seen.broken}"
         for line in _new_lines(injector, told):
             say(f"{now - (sampler.first_at or now):6.1f} s  step {sampler.step:5}  {line}")
         if now - sampler.moved_at > patience_s:

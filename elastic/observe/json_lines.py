@@ -13,11 +13,22 @@ from elastic.errors import SettingsError
 
 
 def append_lines(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Appends a JSON line for each record in one write: after it, a reader of the file sees all of them. Follows no symbolic link."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o666), "ab", buffering=0) as file:
-        file.write(text.encode())
+    """Appends a JSON line for each record in one write: after it, a reader of the file sees all of them. Follows no symbolic link.
+
+    Raises OSError if they cannot be written, as on a full disk: then none of them is in the file.
+    """
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        end = os.fstat(file).st_size
+        try:
+            while data:  # a write to a disk that becomes full writes a part, and only the next one fails
+                data = data[os.write(file, data) :]
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:

@@ -97,6 +97,7 @@ SPOILED = [
     ("accounts", lambda: fine(incidents=(incident(samples_lost=4),)), "lost 4 samples"),
     ("accounts", lambda: fine(incidents=(incident(layout_after="[0-2]x1 [4-5]x1"),)), "has not each layer once"),
     ("accounts", lambda: fine(incidents=(incident(bytes_moved=9),)), "moved 9 bytes, and needs at least 10"),
+    ("accounts", lambda: seen(unreadable=["incidents.jsonl, line 4, is not JSON"]), "incidents.jsonl, line 4, is not JSON"),
     (
         "accounts",
         lambda: fine(hosts=(HostEnd(number=0, codes=(0,), log="x\nthe agent failed:\nTraceback"),)),
@@ -207,6 +208,11 @@ def test_a_script_that_is_not_exact_is_compared_within_a_tolerance():
 
     assert (inexact(1.8001).verdict, inexact(1.9).verdict) == (PASS, FAIL)
     assert "exact=False" in inexact(1.8001).reason
+
+
+def test_a_run_of_which_the_watcher_broke_is_unknown():
+    finding = found(seen(broken="ZeroDivisionError"), "ended")
+    assert (finding.verdict, finding.reason) == (UNKNOWN, "the harness failed: ZeroDivisionError")
 
 
 def test_steps_that_the_job_disclaims_are_left_out():

@@ -36,6 +36,8 @@ def took_effect(evidence: Evidence) -> Finding:
 def ended(evidence: Evidence) -> Finding:
     """The job ended by itself, well; it was started again only after it had lost what the schedule may cost it."""
     name = "ended"
+    if evidence.seen.broken is not None:
+        return unknown(name, f"the harness failed: {evidence.seen.broken}")
     if evidence.stuck is not None:
         return failed(name, f"{evidence.stuck}. The log ends with: {_last_words(evidence)}")
     bad = [host for host in evidence.hosts if host.codes and host.codes[-1] not in (0, 143) and not _was_killed(evidence, host.number)]

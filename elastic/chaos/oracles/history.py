@@ -80,7 +80,7 @@ def promises(evidence: Evidence) -> Finding:
 
 def accounts(evidence: Evidence) -> Finding:
     """Each incident that was recorded lost no sample, moved no less than the least, and ended in a layout that has each layer once."""
-    wrong = []
+    wrong = [*evidence.seen.unreadable]
     for each in evidence.incidents:
         about = f"the {each['kind']} at epoch {each['epoch']}"
         if each["samples_lost"]:
