@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-all test-peers check docs bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix soak chaos-defects clean
+.PHONY: venv demo test test-all test-peers check docs bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix soak chaos-defects chaos-goodput clean
 
 venv: $(STAMP)
 
@@ -87,6 +87,11 @@ soak: venv
 # Deliberate defects in copies of the runtime: the chaos harness must find each.
 chaos-defects: venv
 	$(BIN)/python benchmarks/chaos_defects.py --json build/chaos_defects.json
+
+# Workers killed every 15 s on average, with steps of about 0.5 s: the share of the steps that the surviving workers could have made.
+chaos-goodput: venv
+	$(BIN)/elastic chaos run --script examples/gpt.py:train --arg '{"steps": 1000000, "batch": 16, "micro_batch": 2}' --workers 2 \
+		--seed 1 --minutes 5 --mtbf 15 --faults kill --json build/chaos_goodput.json --html build/chaos_goodput.html
 
 clean:
 	rm -rf build $(VENV)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +21,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from elastic.chaos import trial
+from elastic.chaos import reference, trial
 from elastic.chaos.random_schedule import drawn
 from elastic.chaos.report import report, write
 from elastic.chaos.schedule import JobSpec, Schedule
 
 _FAULTS = 5
 _LAYOUTS = ((2, None), (3, None), (3, 2), (4, 2), (4, 4), (2, 2))
-_MTBF_S = 5.0
+_MTBF_S, _AFTER_S = 2.0, 0.5
+_KEPT_STEPS = 1000  # the undisturbed run: few schedules have more steps, and then it is made anew
 
 
 def schedule_of(number: int, hosts_most: int = 3) -> Schedule:
@@ -42,8 +44,21 @@ def schedule_of(number: int, hosts_most: int = 3) -> Schedule:
     made = drawn(job, number, _MTBF_S, faults=_FAULTS)
     last = max((each.time or 0.0) + each.lasts_s for each in made.injections)
     return Schedule(
-        job=JobSpec.from_json({**job.to_json(), "minutes": round((last + 5.0) / 60, 3)}), injections=made.injections, seed=number
+        job=JobSpec.from_json({**job.to_json(), "minutes": round((last + _AFTER_S) / 60, 3)}), injections=made.injections, seed=number
     )
+
+
+def soaked(number: int, schedule: Schedule, path: Path) -> dict[str, Any]:
+    """Runs a schedule, and writes and returns its report."""
+    began = time.monotonic()
+    reference.reference(schedule.job, _KEPT_STEPS, print)
+    known = report(trial.run(schedule))
+    write(path, known)
+    line = row_of(number, known)
+    why = "" if line["verdict"] == "pass" else f": {line['reasons'][0]}"
+    took = time.monotonic() - began
+    print(f"{number:4}  {line['layout']}; {', '.join(line['kinds'])}; {took:.0f} s: {line['verdict']}{why}", flush=True)
+    return known
 
 
 def row_of(number: int, data: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +108,12 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(first, first + count):
-        path = folder / f"{number:04}.json"
+        path, schedule = folder / f"{number:04}.json", schedule_of(number, hosts)
         known = json.loads(path.read_text()) if path.exists() else None
+        if known is not None and known["schedule"] != schedule.to_json():
+            known = None  # it is of another version, whose schedule of this number was another one
         if not only_table and (known is None or (again and known["verdict"] != "pass")):
-            known = report(trial.run(schedule_of(number, hosts)))
-            write(path, known)
-            line = row_of(number, known)
-            why = "" if line["verdict"] == "pass" else f": {line['reasons'][0]}"
-            print(f"{number:4}  {line['layout']}; {', '.join(line['kinds'])}: {line['verdict']}{why}", flush=True)
+            known = soaked(number, schedule, path)
         if known is not None:
             rows.append(row_of(number, known))
             write(folder / "summary.json", {"schedules": rows})

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic.chaos.hosts import Host, stat_of
+from elastic.chaos.hosts import Host, stat_of, tree_cpu_s
 from elastic.chaos.running import RunningJob
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, ActivityReader, Doing
@@ -38,12 +38,14 @@ class Seen:
     """What was seen. `views` has `(time, host, epoch, workers)` for each change; `incidents` has those
     that each host recorded, in all runs of the job; `breaches` are sentences about workers that acted for an
     epoch after they had sent their inventory for the next; `machine` has `(time, seconds that all processors of
-    the machine have computed)`; `unreadable` are errors of reading logs of incidents; `broken` is the error that ended the watch early."""
+    the machine have computed)`, and `own` the seconds that the harness and all processes of the job have, at the same
+    times; `unreadable` are errors of reading logs of incidents; `broken` is the error that ended the watch early."""
 
     views: list[tuple[float, int, int, tuple[int, ...]]] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     machine: list[tuple[float, float]] = field(default_factory=list)
+    own: list[tuple[float, float]] = field(default_factory=list)
     incidents: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     broken: str | None = None
@@ -176,6 +178,7 @@ class Sampler:
             ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
             idle = ticks[3] + ticks[4]
             self.seen.machine.append((now, (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")))
+            self.seen.own.append((now, tree_cpu_s(os.getpid())))
         for host in self._job.present:
             members = host.targets()
             agent = host.agent

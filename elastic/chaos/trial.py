@@ -28,7 +28,7 @@ from elastic.chaos.schedule import Schedule
 from elastic.errors import ElasticError, JobFailed
 
 PATIENCE_S, _END_S = 120.0, 60.0
-_SETTLE_S, _TRAINS_S, _LOOK_S = 2.0, 2.0, 0.05
+_SETTLE_S, _COMPLETE_S, _TRAINS_S, _LOOK_S = 2.0, 6.0, 2.0, 0.05
 Say = Callable[[str], None]
 
 
@@ -163,7 +163,7 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
             return f"the job made no step for {patience_s:g} s, and the harness ended it in step {sampler.step}"
         if ends_at is None and _should_end(job, sampler, injector, now):
             settled_at = settled_at or now
-            if now - settled_at >= _SETTLE_S:
+            if _settled(job, sampler, now - settled_at):
                 ends_at = now
                 job.end_soon(sampler.highest, _step_s(sampler))
         time.sleep(_LOOK_S)
@@ -189,6 +189,12 @@ def _should_end(job: RunningJob, sampler: Sampler, injector: Injector, now: floa
         return False
     trains = sampler.step >= 0 and now - sampler.moved_at < _TRAINS_S
     return trains and now - sampler.first_at >= 60 * job.schedule.job.minutes
+
+
+def _settled(job: RunningJob, sampler: Sampler, seconds: float) -> bool:
+    """Whether the job has trained on long enough for its end: until it has as many members as ever, or for some seconds more."""
+    most = max((len(workers) for *_, workers in sampler.seen.views), default=0)
+    return seconds >= _COMPLETE_S or (seconds >= _SETTLE_S and len(job.targets()) >= most)
 
 
 def _step_s(sampler: Sampler) -> float:

@@ -228,6 +228,18 @@ def test_a_long_stall_on_a_machine_that_others_use_is_unknown():
     assert "other programs" in finding.reason
 
 
+def test_a_job_that_stood_still_on_a_machine_that_others_use_is_unknown():
+    known = fine().seen
+
+    def finding(busy: float) -> Finding:
+        machine = [(fine().ended - 25.0, 0.0), (fine().ended, busy)]
+        seen = Seen(views=known.views, uses=known.uses, machine=machine, looks=1)
+        return found(fine(stuck="the job made no step for 120 s", seen=seen), "ended")
+
+    assert [finding(2.0).verdict, finding(20.0).verdict] == [FAIL, UNKNOWN]
+    assert "no step for 120 s while other programs took the processors" in finding(20.0).reason
+
+
 def test_a_job_that_broke_on_a_machine_that_others_use_is_unknown():
     known = fine().seen
 

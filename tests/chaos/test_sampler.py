@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from elastic.chaos.hosts import Host
+from elastic.chaos.hosts import Host, tree_cpu_s
 from elastic.chaos.running import RunningJob
 from elastic.chaos.sampler import Sampler
 from elastic.chaos.schedule import JobSpec, Schedule
@@ -45,3 +48,16 @@ def test_a_watch_that_breaks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Sampler, "_look", look)
     sampler = watched(tmp_path, lambda sampler: sampler.seen.broken)
     assert "ZeroDivisionError: a defect of the harness" in str(sampler.seen.broken)
+
+
+@pytest.mark.slow
+def test_processor_time_of_the_harness_has_that_of_children_and_of_those_that_have_ended():
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(6_000_000))']); print(1, flush=True); sys.stdin.read()"
+    before = tree_cpu_s(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read(1)
+        used = tree_cpu_s(os.getpid()) - before
+        child.kill()
+    assert 0.05 < tree_cpu_s(os.getpid()) - before < used + 0.2, "those of a child that was waited for count on"
+    assert used > 0.05, "the child, and its child, which has ended"

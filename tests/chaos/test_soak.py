@@ -32,10 +32,11 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def run(schedule: Schedule) -> Record:
         ran.append(schedule)
-        known = fine(stuck="it stood still") if len(ran) == 2 else fine()
+        known = fine(schedule=schedule, stuck="it stood still" if len(ran) == 2 else None)
         return Record(evidence=known, findings=judge(known), harness_cpu_s=0.0)
 
     monkeypatch.setattr(soak.trial, "run", run)
+    monkeypatch.setattr(soak.reference, "reference", lambda *_: None)
     app = soak.typer.Typer()
     app.command()(soak.main)
     first = CliRunner().invoke(app, ["--count", "2", "--folder", str(tmp_path)])
@@ -49,3 +50,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     third = CliRunner().invoke(app, ["--count", "4", "--folder", str(tmp_path), "--again"])
     assert third.exit_code == 0, third.output
     assert len(ran) == 5
+    old = json.loads((tmp_path / "0002.json").read_text())
+    (tmp_path / "0002.json").write_text(json.dumps({**old, "schedule": soak.schedule_of(9).to_json()}))
+    assert CliRunner().invoke(app, ["--count", "4", "--folder", str(tmp_path)]).exit_code == 0
+    assert ran[5:] == [soak.schedule_of(2)], "a report of another version's schedule does not count"

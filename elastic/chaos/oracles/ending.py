@@ -13,7 +13,7 @@ from elastic.chaos.scene import Effect
 RECOVERY_S, UNASKED_S, AGAIN_S = 2.5, 2.0, 100.0
 """What a recovery may take beyond the time until it is noticed; a stall without a fault; a job that is started again."""
 
-_STEPS, _CROWDED, _SILENT_S = 5, 0.35, 4.0
+_STEPS, _CROWDED, _SILENT_S, _STUCK_S = 5, 0.35, 4.0, 30.0
 _THREADS, _DESCRIPTORS = 3, 12
 
 
@@ -39,7 +39,10 @@ def ended(evidence: Evidence) -> Finding:
     if evidence.seen.broken is not None:
         return unknown(name, f"the harness failed: {evidence.seen.broken}")
     if evidence.stuck is not None:
-        return failed(name, f"{evidence.stuck}. The log ends with: {_last_words(evidence)}")
+        crowded = others_share(evidence, evidence.ended - _STUCK_S, evidence.ended) > _CROWDED
+        more = " while other programs took the processors of this machine" if crowded else ""
+        said = f"{evidence.stuck}{more}. The log ends with: {_last_words(evidence)}"
+        return unknown(name, said) if crowded else failed(name, said)
     bad = [host for host in evidence.hosts if host.codes and host.codes[-1] not in (0, 143) and not _was_killed(evidence, host.number)]
     if bad:
         return failed(name, f"host {bad[0].number} ended with exit code {bad[0].codes[-1]}: {_last_words(evidence, bad[0].number)}")
@@ -183,8 +186,6 @@ def others_share(evidence: Evidence, begin: float, end: float) -> float:
     if len(machine) < 2:
         return 0.0
     busy, seconds = machine[-1][1] - machine[0][1], machine[-1][0] - machine[0][0]
-    own = 0.0
-    for pid in {use.pid for use in evidence.seen.uses}:
-        uses = [use.cpu_s for use in evidence.seen.uses if use.pid == pid and machine[0][0] - 0.1 <= use.at <= machine[-1][0] + 0.1]
-        own += uses[-1] - uses[0] if uses else 0.0
+    used = [cpu_s for at, cpu_s in evidence.seen.own if machine[0][0] <= at <= machine[-1][0]]
+    own = sum(max(0.0, other - one) for one, other in pairwise(used))  # it falls when a process ends that nobody waits for
     return max(0.0, busy - own) / (seconds * evidence.processors) if seconds > 0 else 0.0
