@@ -13,20 +13,25 @@ from dataclasses import dataclass, replace
 from elastic.errors import PlanError
 from elastic.plan.choice import HORIZON
 from elastic.plan.clock_search import choose
-from elastic.plan.clocks import ClockChoices, ClockPlan, JobSteps, Mode, common, stretched
+from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, JobSteps, Mode, common, stretched
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import readable
+from elastic.plan.message_delay import message_delay
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.planner import Answers, PlannedChange, plan, staying, step_s
 from elastic.plan.workload import Workload
 
+MOST_DELAY = 0.25
+"""The longest delay of messages that a choice counts with, as a share of the time that the busiest GPU takes for a micro-batch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocking:
-    """The mode, and the clocks of each worker's GPU as far as they are known."""
+    """The mode, and the clocks of each worker's GPU as far as they are known. `message_s`: see `message_delay.py`."""
 
     mode: Mode
     choices: Mapping[int, ClockChoices]
+    message_s: float = 0.0
 
     def of(self, stage: Stage) -> ClockChoices | None:
         """Returns the clocks of a stage; None if those of any member are not known."""
@@ -39,8 +44,19 @@ class Clocking:
 
 def clocks_for(plan: Plan, fleet: Fleet, workload: Workload, clocking: Clocking) -> ClockPlan:
     """Returns the clocks for the stages of a plan."""
-    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split)
+    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split).delayed(clocking.message_s)
     return choose(clocking.mode, steps, [clocking.of(stage) for stage in plan.stages])
+
+
+def delay_shown(plan: Plan, fleet: Fleet, workload: Workload, clocking: Clocking, chosen: Clocked, longer: float) -> float:
+    """Returns the delay of messages in seconds that explains why clocks made the step longer, as a share, than the models say."""
+    stretches = [
+        1.0 if clock is None or choices is None else choices.at(clock).stretch
+        for clock, choices in zip(chosen.clocks, map(clocking.of, plan.stages), strict=True)
+    ]
+    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split)
+    most_s = MOST_DELAY * max(stage.busiest_s for stage in steps.work) / workload.micro_batches
+    return message_delay(steps, stretches, 1 + longer, most_s)
 
 
 def with_clocks(plan: Plan, clocks: ClockPlan) -> Plan:

@@ -7,8 +7,9 @@ schedule that is made again for each speed can.)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -67,6 +68,12 @@ class StepOrder:
         self._timing, self._extra_s = timing, extra_s
         self._runs = _ordered(schedule, timing)
         self._last_use = {run.source: place for place, run in enumerate(self._runs) if run.source is not None}
+
+    def delayed(self, message_s: float) -> Self:
+        """Returns the same steps in which every message between stages takes `message_s` seconds longer."""
+        found = copy.copy(self)
+        found._runs = [run if run.source is None else run._replace(link_s=run.link_s + message_s) for run in self._runs]
+        return found
 
     @property
     def actions(self) -> int:

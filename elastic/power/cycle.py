@@ -2,7 +2,10 @@
 
     a view whose GPUs have no models    the usual clocks, then some others, one window each -> models -> the choice
     a view whose plan has clocks        these at once, since their models are known
-    after either                        one window; a second one if the promise is not met; then the usual clocks again, for this view
+    after the first                     one window; if the promise is not met, one with the usual clocks and a second one with the chosen,
+                                        since the machine itself may have become slower; then, for "energy" and steps that became longer,
+                                        another choice that counts with this; else the usual clocks, for this view
+    after the second                    one window; a second one if a worker is slower than its model; then the usual clocks
 
 Time and reports are passed in; `Orders` come out.
 """
@@ -13,23 +16,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic.errors import PlanError
-from elastic.plan.clock_change import Clocking, clocks_for
+from elastic.plan.clock_change import Clocking, clocks_for, delay_shown
 from elastic.plan.clock_search import ClockSearch
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, JobSteps, Mode
 from elastic.plan.fleet import Fleet
 from elastic.power.frequency_model import LEAST_CLOCKS, Measurement, fit
 from elastic.power.nvml import SupportedClocks
+from elastic.power.promise import LONGER, SLOWER, Promise
 from elastic.power.windows import Figures, Report, Window
 from elastic.view import View
 
 SWEEP = (1.0, 0.9, 0.75, 0.6)
 """Clocks that are measured besides the highest, as shares of the usual one."""
 
-KEPT = 0.5
-"""The least share of a predicted gain that must show in the measurement."""
-
-SLOWER = 0.015
-"""How much longer a measured step may take in the mode "energy", as a share: `ENERGY_SLACK` is planned for, the rest is noise."""
+TRIES = 4
+"""How many choices of clocks are tried in a view at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,32 +61,6 @@ class Orders:
     say: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Promise:
-    """What a choice of clocks promises: the step and the joules before it, and the predicted shares that are gained."""
-
-    mode: Mode
-    step_s: float
-    joules: float | None
-    gain: float
-
-    def broken(self, found: Figures) -> str | None:
-        """Returns why a measurement breaks the promise; None if it keeps it."""
-        if self.mode == "speed":
-            gained = 1 - found.step_s / self.step_s
-            if gained >= KEPT * self.gain:
-                return None
-            return f"steps take {found.step_s:.3g} s instead of {self.step_s:.3g} s before, and {100 * self.gain:.1f} % were promised"
-        if found.step_s > self.step_s * (1 + SLOWER):
-            return f"steps take {found.step_s:.3g} s, and {self.step_s:.3g} s before"
-        if found.joules is None or self.joules is None:
-            return None
-        saved = 1 - found.joules / self.joules
-        if saved >= KEPT * self.gain:
-            return None
-        return f"a step takes {found.joules:.4g} J instead of {self.joules:.4g} J before, and {100 * self.gain:.1f} % less were promised"
-
-
 class Cycle:
     """The clocks of one job. `mode` None: they are only measured."""
 
@@ -105,14 +80,16 @@ class Cycle:
         self._swept: dict[str, list[Measurement]] = {}
         self._sweep: list[dict[int, int | None]] | None = None  # clocks to be measured; None: the usual ones come first
         self._seen: dict[int, list[int]] = {}  # usual clocks of computing GPUs, by worker
+        self.message_s = 0.0  # the delay of messages that longer steps have shown
         self._promise: Promise | None = None
         self._again = False
+        self._tried = 0  # choices of this view
 
     # What happens
 
     def committed(self, view: View, now: float) -> Orders:
         """Handles a committed view."""
-        self.view, self.before, self.plan, self._promise = view, None, None, None
+        self.view, self.before, self.plan, self._promise, self._tried = view, None, None, None, 0
         if view.plan.clocks and self.mode is not None:
             clocks = {worker: clock for stage, clock in zip(view.plan.stages, view.plan.clocks, strict=True) for worker in stage.members}
             return self._set("checking", clocks, now)
@@ -133,7 +110,7 @@ class Cycle:
     def obeyed(self, now: float) -> None:
         """Handles that the clocks of the last orders are in force: what was measured before does not count."""
         if self._window is not None and self.view is not None:
-            self._window = Window(self.view.workers, now)
+            self._window = self._next_window(now)
 
     def stopped(self, why: str | None) -> Orders:
         """Handles that no clock can be set (any more): from now on they are only measured."""
@@ -165,8 +142,8 @@ class Cycle:
         figures = self._window.figures()
         if figures is None:
             return Orders()
-        self.figures, self._window = figures, Window(self.view.workers, now)
-        handler = {"sweeping": self._measured, "checking": self._checked}.get(self.state)
+        self.figures, self._window = figures, self._next_window(now)
+        handler = {"sweeping": self._measured, "checking": self._checked, "comparing": self._compared}.get(self.state)
         return Orders() if handler is None else handler(figures, now)
 
     # The steps of it
@@ -201,9 +178,14 @@ class Cycle:
 
     def _set(self, state: str, clocks: dict[int, int | None], now: float) -> Orders:
         self.state, self.clocks = state, clocks
-        self._window = None if self.view is None else Window(self.view.workers, now)
+        self._window = self._next_window(now)
         self._again = False
         return Orders(clocks=clocks)
+
+    def _next_window(self, now: float) -> Window | None:
+        """Begins a window; one whose step time is compared with another's is precise."""
+        compared = self.state in ("checking", "comparing") or (self.state == "sweeping" and self._sweep is None)
+        return None if self.view is None else Window(self.view.workers, now, precise=compared)
 
     def _measured(self, figures: Figures, now: float) -> Orders:
         """Takes a window of the sweep, and sets the next clocks or makes the choice."""
@@ -235,42 +217,78 @@ class Cycle:
         self.choices[facts.uuid] = ClockChoices(points=points, usual=facts.usual_mhz, idle_w=facts.idle_w)
 
     def _choose(self, now: float) -> Orders:
-        view, before = self.view, self.before
+        """Chooses clocks by the models."""
+        plan = self._planned()
+        if plan.changes:
+            return self._try(plan, now)
+        self.plan = plan
+        poor = [why for uuid, why in self.confidence.items() if uuid not in self.choices]
+        orders = self._set("held", dict.fromkeys(self.clocks), now)
+        return replace(orders, say=plan.why + (f" ({poor[0]})" if poor else ""))
+
+    def _planned(self) -> ClockPlan:
+        view = self.view
         assert view is not None
         assert self.mode is not None
+        return clocks_for(view.plan, self.fleet(view), view.workload, self.clocking(self.mode))
+
+    def _try(self, plan: ClockPlan, now: float) -> Orders:
+        """Sets the clocks of a plan, and promises what it predicts."""
+        view, before = self.view, self.before
+        assert view is not None
         assert before is not None
-        self.plan = clocks_for(view.plan, self.fleet(view), view.workload, self.clocking(self.mode))
-        if not self.plan.changes:
-            poor = [why for uuid, why in self.confidence.items() if uuid not in self.choices]
-            orders = self._set("held", dict.fromkeys(view.workers), now)
-            return replace(orders, say=self.plan.why + (f" ({poor[0]})" if poor else ""))
-        chosen, usual = self.plan.chosen, self.plan.usual
-        saved = (usual.joules - chosen.joules) / (before.joules or usual.joules)  # GPUs without a model are measured too
-        gain = 1 - chosen.step_s / usual.step_s if self.mode == "speed" else saved
-        self._promise = Promise(mode=self.mode, step_s=before.step_s, joules=before.joules, gain=gain)
-        orders = self._set("checking", _by_worker(view, self.plan.chosen), now)
-        return replace(orders, say=self.plan.why)
+        self.plan, self._tried = plan, self._tried + 1
+        saved = (plan.usual.joules - plan.chosen.joules) / (before.joules or plan.usual.joules)  # GPUs without a model are measured too
+        gain = 1 - plan.chosen.step_s / plan.usual.step_s if plan.mode == "speed" else saved
+        self._promise = Promise(mode=plan.mode, usual=before, gain=gain)
+        return replace(self._set("checking", _by_worker(view, plan.chosen), now), say=plan.why)
 
     def _checked(self, figures: Figures, now: float) -> Orders:
         """Compares a window with what was promised."""
-        view = self.view
-        assert view is not None
-        broken = self._slow(figures) if self._promise is None else self._promise.broken(figures)
+        promise = self._promise
+        broken = self._slow(figures) if promise is None else promise.broken(figures, LONGER)
         if broken is None:
-            self.state = "held"
-            return Orders(say=self._kept(figures))
-        if not self._again:
+            return self._held(figures)
+        if not self._again and promise is None:
             self._again = True  # one window may be disturbed
             return Orders()
-        orders = self._set("undone", dict.fromkeys(view.workers), now)
-        return replace(orders, say=f"the clocks are as before again: {broken}")
+        if not self._again:
+            return self._set("comparing", dict.fromkeys(self.clocks), now)
+        if promise is not None and self.mode == "energy" and promise.longer(figures) > LONGER:
+            return self._tightened(promise, figures, now)
+        return self._undone(broken, now)
 
-    def _kept(self, figures: Figures) -> str | None:
-        if self._promise is None:
-            return None
-        joules = "" if figures.joules is None or self._promise.joules is None else f" and {figures.joules:.4g} J"
-        was = "" if figures.joules is None or self._promise.joules is None else f" and {self._promise.joules:.4g} J"
-        return f"measured with these clocks: {figures.step_s:.3g} s{joules} a step, instead of {self._promise.step_s:.3g} s{was}"
+    def _compared(self, figures: Figures, now: float) -> Orders:
+        """Takes another window with the usual clocks, and sets the chosen ones again."""
+        assert self.view is not None
+        assert self.plan is not None
+        assert self._promise is not None
+        self.before, self._promise = figures, replace(self._promise, usual=figures)
+        orders = self._set("checking", _by_worker(self.view, self.plan.chosen), now)
+        self._again = True
+        return orders
+
+    def _tightened(self, promise: Promise, figures: Figures, now: float) -> Orders:
+        """Learns from steps that are longer than promised, and chooses other clocks with that; keeps these if there are none."""
+        view, last = self.view, self.plan
+        assert view is not None
+        assert last is not None
+        shown_s = delay_shown(view.plan, self.fleet(view), view.workload, self.clocking("energy"), last.chosen, promise.longer(figures))
+        self.message_s = max(self.message_s, shown_s)
+        plan = self._planned()
+        if plan.changes and plan.chosen.clocks != last.chosen.clocks and self._tried < TRIES:
+            orders = self._try(plan, now)
+            return replace(orders, say=f"steps became {100 * promise.longer(figures):.1f} % longer; {orders.say}")
+        broken = promise.broken(figures, SLOWER)
+        return self._held(figures) if broken is None and plan.changes else self._undone(broken or plan.why, now)
+
+    def _held(self, figures: Figures) -> Orders:
+        self.state = "held"
+        return Orders(say=None if self._promise is None else self._promise.kept(figures))
+
+    def _undone(self, why: str, now: float) -> Orders:
+        orders = self._set("undone", dict.fromkeys(self.clocks), now)
+        return replace(orders, say=f"the clocks are as before again: {why}")
 
     def _slow(self, figures: Figures) -> str | None:
         """Returns which worker is slower than its model says at the clock of the plan; None if none is."""
@@ -290,7 +308,8 @@ class Cycle:
     def clocking(self, mode: Mode) -> Clocking:
         """Returns the clocks of all workers whose GPU has a model."""
         known = {worker: self.choices.get(facts.uuid) for worker, facts in self.facts.items()}
-        return Clocking(mode=mode, choices={worker: choices for worker, choices in known.items() if choices is not None})
+        found = {worker: choices for worker, choices in known.items() if choices is not None}
+        return Clocking(mode=mode, choices=found, message_s=self.message_s)
 
     def fleet(self, view: View) -> Fleet:
         """Returns the members with their measured speeds at the usual clocks, as multiples of the workload's seconds."""
@@ -316,7 +335,7 @@ class Cycle:
             return ()
         try:
             steps = JobSteps(view.workload, self.fleet(view), view.plan.stages, view.plan.routes, split=view.plan.split)
-            return ClockSearch(steps, choices).frontier()
+            return ClockSearch(steps.delayed(self.message_s), choices).frontier()
         except PlanError:
             return ()
 

@@ -6,12 +6,19 @@ seconds. Reports carry sums, so the figures of a window are differences between 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 STEPS = 6
 """Least number of steps in a window."""
+
+MOST_STEPS = 16
+"""Steps after which a window ends, even if its steps are too different to be compared precisely."""
+
+PRECISE = 0.003
+"""The standard error of the seconds of a step, as a share, with which windows can be compared: what lower clocks may cost is 0.01."""
 
 SECONDS = 1.0
 """Least seconds of a window: energy counters move every 20 to 100 ms, and workers report every 250 ms."""
@@ -46,11 +53,17 @@ class WorkerFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """A complete window."""
+    """A complete window. `times` has the seconds of each step, of some steps their mean."""
 
     step_s: float
     steps: int
     workers: Mapping[int, WorkerFigures]
+    times: tuple[float, ...] = ()
+
+    @property
+    def typical(self) -> tuple[float, ...]:
+        """The seconds of its steps, to be compared by their median; their mean if they are not known one by one."""
+        return self.times or (self.step_s,)
 
     @property
     def joules(self) -> float | None:
@@ -67,13 +80,14 @@ class Figures:
 
 
 class Window:
-    """One window of the workers of a view."""
+    """One window of the workers of a view. `precise`: it lasts until its steps can be compared with those of another one."""
 
-    def __init__(self, workers: tuple[int, ...], began_at: float) -> None:
-        self._workers, self._began_at = workers, began_at
+    def __init__(self, workers: tuple[int, ...], began_at: float, *, precise: bool = False) -> None:
+        self._workers, self._began_at, self._precise = workers, began_at, precise
         self._from: int | None = None  # the first step that counts
         self._first: dict[int, Report] = {}
         self._last: dict[int, Report] = {}
+        self._times: dict[int, list[float]] = {worker: [] for worker in workers}
 
     def note(self, worker: int, report: Report) -> None:
         """Takes a report; those of other workers do not count."""
@@ -83,6 +97,8 @@ class Window:
             self._from = report.step + SETTLE
         if report.step >= self._from:
             self._first.setdefault(worker, report)
+            if (last := self._last.get(worker)) is not None and (steps := report.step - last.step) > 0:
+                self._times[worker] += [(report.at - last.at) / steps] * steps
             self._last[worker] = report
 
     def figures(self) -> Figures | None:
@@ -92,12 +108,26 @@ class Window:
         spans = {worker: (self._first[worker], self._last[worker]) for worker in self._workers}
         if any(last.step - first.step < STEPS or last.at - first.at < SECONDS for first, last in spans.values()):
             return None
-        longest = max(spans.values(), key=lambda span: span[1].step - span[0].step)
+        longest = max(spans, key=lambda worker: spans[worker][1].step - spans[worker][0].step)
+        first, last = spans[longest]
+        if self._precise and last.step - first.step < MOST_STEPS and _error(self._times[longest]) > PRECISE:
+            return None
         return Figures(
-            step_s=(longest[1].at - longest[0].at) / (longest[1].step - longest[0].step),
-            steps=longest[1].step - longest[0].step,
+            step_s=(last.at - first.at) / (last.step - first.step),
+            steps=last.step - first.step,
             workers={worker: _figures(first, last) for worker, (first, last) in spans.items()},
+            times=tuple(self._times[longest]),
         )
+
+
+def _error(times: Sequence[float]) -> float:
+    """Returns the standard error of the mean, as a share of it."""
+    return statistics.stdev(times) / len(times) ** 0.5 / statistics.mean(times)
+
+
+def ratio_of(times: Sequence[float], before: Sequence[float]) -> float:
+    """Returns how many times as long steps take as before: the median of both, which single disturbed steps do not move."""
+    return statistics.median(times) / statistics.median(before)
 
 
 def _figures(first: Report, last: Report) -> WorkerFigures:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic.plan.message_delay import message_delay
 from elastic.plan.plan import Stage
 from elastic.plan.simulation import judge, simulate
 from elastic.plan.step_order import StepOrder
@@ -60,3 +61,34 @@ def test_a_step_is_as_long_as_its_longest_path_and_never_shorter_if_a_stage_is_s
     assert along(one) == pytest.approx(ones_s)
     assert along(other) <= others_s + 1e-9
     assert slower_s >= max(ones_s, others_s) - 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(pipelines(), st.sampled_from([0.0, 0.004, 0.02]))
+def test_delayed_messages_are_slower_links(made, delay_s):
+    workload, stages, routes, timing, split = made
+    schedule = simulate(workload, stages, routes, timing, split=split)[0]
+    links = timing.links
+    slower = timing
+    if len(stages) > 1:
+        before = ((0.0,) * (len(stages) - 1),) * 2 if links is None else (links.activations_s, links.gradients_s)
+        slower = timing.linked(*([each + delay_s for each in seconds] for seconds in before))
+    stretches = [[1.0] * len(stages), [1.3] * len(stages)]
+    order = StepOrder(schedule, timing)
+    assert order.delayed(delay_s).steps_s(stretches) == pytest.approx(StepOrder(schedule, slower).steps_s(stretches))
+    assert order.longest(stretches[1]).fixed_s <= order.delayed(delay_s).longest(stretches[1]).fixed_s + 1e-9
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.0007, 0.002])
+def test_the_delay_of_messages_is_learned_from_a_longer_step(delay_s):
+    layers = tuple(LayerCost(forward_s=each, backward_s=2 * each, parameters=64, activation_bytes=0) for each in (0.01, 0.01, 0.0125))
+    workload = Workload(layers=layers, micro_batches=16, grains=16)
+    stages = [Stage(layers=range(at, at + 1), members=(at,)) for at in range(3)]
+    schedule, _ = simulate(workload, stages, [(at,) * 16 for at in range(3)])
+    order, stretches = StepOrder(schedule, Timing.of(workload, stages)), [1.22, 1.22, 1.0]
+    usual_s, took_s = order.delayed(delay_s).steps_s([[1.0] * 3, stretches])
+    found = message_delay(order, stretches, took_s / usual_s, most_s=0.01)
+    usual_s, again_s = order.delayed(found).steps_s([[1.0] * 3, stretches])
+    assert again_s / usual_s == pytest.approx(took_s / order.delayed(delay_s).steps_s([[1.0] * 3])[0], rel=1e-4)
+    assert found == pytest.approx(delay_s, abs=2e-4)
+    assert 0.0 < message_delay(order, stretches, 5.0, most_s=0.01) <= 0.01  # nothing explains so much
