@@ -2,7 +2,8 @@
 
     speed      four stages, one slow, on GPUs that an operator holds at 1095 MHz: what share of the step time that the model says can be
                recovered is recovered
-    energy     the same on GPUs that run at their highest clock: joules saved by the energy counters, and how much slower steps are
+    energy     the same on GPUs that run at their highest clock: joules saved by the energy counters, and how much slower steps are; the
+               chosen and the usual clocks in turns (`dvfs_turns.py`)
     optimum    no clocks save more: the least energy of all combinations of the measured clocks, by slowness, micro-batches and slow-down
     frontier   energy of the frontier's points over the least energy of all combinations of clocks, on Zeus's power sweeps: with all
                combinations, and with the search for more of them
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import elastic  # noqa: E402
 from benchmarks import dvfs_kills  # noqa: E402
+from benchmarks.dvfs_turns import Turns  # noqa: E402
 from benchmarks.zeus_profiles import GPUS, choices_of, load  # noqa: E402
 from elastic.plan.clock_search import ClockSearch  # noqa: E402
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPoint, JobSteps, Mode  # noqa: E402
@@ -52,28 +55,35 @@ CAPPED_MHZ = 1095
 """The clock of GPUs in "speed", of which the highest is 1410 MHz."""
 
 
-def trained(mode: Mode | str, base: Path, arguments: argparse.Namespace, *, seconds: float) -> tuple[Any, dict[str, Any]]:
-    """Trains eight layers in four stages on GPUs of which the last one is slow. Returns the value and energy figures."""
-    directory = base / f"{mode}-{seconds}"
+def trained(
+    mode: Mode | str, base: Path, arguments: argparse.Namespace, *, seconds: float, steps: int
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Trains eight layers in four stages on GPUs of which the last one is slow.
+
+    Returns the value, the energy figures, and what `Turns` found.
+    """
+    directory = base / f"{mode}-{seconds}-{steps}"
     (directory / "claims").mkdir(parents=True)
     kind = replace(A100, application_mhz=CAPPED_MHZ) if mode == "speed" else A100
     standin = StandIn.made(base / "gpus", [*[kind] * 3, replace(kind, slower=arguments.slow)])
     options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": 8, "width": 16, "seconds": seconds, "beta": 1.0}
-    result = elastic.run(
-        train,
-        workers=4,
-        stages=4,
-        args=[{**options, "steps": arguments.steps, "micro_batches": arguments.micro_batches}],
-        dvfs=mode,  # pyright: ignore[reportArgumentType]
-        directory=directory / "run",
-        rebalance=False,
-    )
-    return result.value, json.loads((directory / "run" / "energy.json").read_text())
+    turns = Turns(standin.uuids, directory / "run", directory / "claims" / "steps.jsonl", rounds=arguments.rounds, each=arguments.each)
+    with turns if seconds else nullcontext():
+        result = elastic.run(
+            train,
+            workers=4,
+            stages=4,
+            args=[{**options, "steps": steps, "micro_batches": arguments.micro_batches}],
+            dvfs=mode,  # pyright: ignore[reportArgumentType]
+            directory=directory / "run",
+            rebalance=False,
+        )
+    return result.value, turns.energy, turns.found() | {"trained": len((directory / "claims" / "steps.jsonl").read_text().splitlines())}
 
 
 def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures a mode against the usual clocks of the same job."""
-    value, found = trained(mode, base, arguments, seconds=arguments.seconds)
+    value, found, turns = trained(mode, base, arguments, seconds=arguments.seconds, steps=arguments.steps)
     usual, now, predicted = found["usual"], found["now"], found["predicted"]
     can = 1 - min(each["step_s"] for each in found["frontier"]) / predicted["usual"]["step_s"]
     return {
@@ -84,13 +94,11 @@ def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[s
         "usual": usual,
         "now": now,
         "predicted": predicted,
-        "faster": 1 - now["step_s"] / usual["step_s"],
+        "turns": turns,
         "could_be_faster": can,
-        "recovered": (1 - now["step_s"] / usual["step_s"]) / can
-        if can > 0.01
-        else None,  # at their highest clocks GPUs have nothing to give
-        "joules_saved": 1 - now["joules"] / usual["joules"],
-        "slower": now["step_s"] / usual["step_s"] - 1,
+        "recovered": -turns["slower"] / can if can > 0.01 else None,  # at their highest clocks GPUs have nothing to give
+        "joules_saved": turns["joules_saved"],
+        "slower": turns["slower"],
         "models": sorted(found["models"].values()),
         "clocks": [stage["clocks_mhz"] for stage in found["stages"]],
         "reading_share": found["reading"]["seconds"] / found["reading"]["of_s"],
@@ -182,7 +190,9 @@ def main() -> None:
     parser.add_argument("--slow", type=float, default=1.25)
     parser.add_argument("--micro-batches", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=0.0015)
-    parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--steps", type=int, default=400, help="at most; the job is stopped when the turns are over")
+    parser.add_argument("--rounds", type=int, default=5, help="of turns with the usual and the chosen clocks")
+    parser.add_argument("--each", type=int, default=4, help="steps of a turn")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -221,8 +231,9 @@ def _part(part: str, base: Path, arguments: argparse.Namespace, found: dict[str,
         return dvfs_kills.killed(arguments.kills, 1, base / "kills")
     if part == "reading":
         return reading(StandIn.made(base / "gpus", [A100] * 4))
-    plain = trained("off", base, arguments, seconds=0.0)[0]  # GPUs take no time here: no bit depends on it
-    return {"value": plain, "equal": {mode: found[mode]["value"] == plain for mode in ("speed", "energy") if mode in found}}
+    steps = {mode: found[mode]["turns"]["trained"] for mode in ("speed", "energy") if mode in found}
+    plain = {count: trained("off", base, arguments, seconds=0.0, steps=count)[0] for count in {*steps.values()}}  # no bit depends on time
+    return {"value": plain, "equal": {mode: found[mode]["value"] == plain[count] for mode, count in steps.items()}}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -61,6 +61,9 @@ def _end(chain: _Chain) -> float:
     return chain.end_s
 
 
+_Steps = TypeVar("_Steps", bound="StepOrder")
+
+
 class StepOrder:
     """A schedule with its timing. `extra_s` is added to every step: what no clock changes."""
 
@@ -69,7 +72,7 @@ class StepOrder:
         self._runs = _ordered(schedule, timing)
         self._last_use = {run.source: place for place, run in enumerate(self._runs) if run.source is not None}
 
-    def delayed(self, message_s: float) -> Self:
+    def delayed(self: _Steps, message_s: float) -> _Steps:
         """Returns the same steps in which every message between stages takes `message_s` seconds longer."""
         found = copy.copy(self)
         found._runs = [run if run.source is None else run._replace(link_s=run.link_s + message_s) for run in self._runs]

@@ -21,36 +21,14 @@ from elastic.plan.clock_search import ClockSearch
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, JobSteps, Mode
 from elastic.plan.fleet import Fleet
 from elastic.power.frequency_model import LEAST_CLOCKS, Measurement, fit
+from elastic.power.gpu_facts import GpuFacts
 from elastic.power.nvml import SupportedClocks
 from elastic.power.promise import LONGER, SLOWER, Promise
 from elastic.power.windows import Figures, Report, Window
 from elastic.view import View
 
-SWEEP = (1.0, 0.9, 0.75, 0.6)
-"""Clocks that are measured besides the highest, as shares of the usual one."""
-
 TRIES = 4
 """How many choices of clocks are tried in a view at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuFacts:
-    """A worker's GPU: its UUID and clocks, the usual one under load, and the watts that it took before training began."""
-
-    uuid: str
-    clocks: SupportedClocks
-    usual_mhz: int
-    idle_w: float
-
-    def nearest(self, mhz: float) -> int:
-        """Returns the supported clock that is nearest to `mhz`."""
-        return min(self.clocks.graphics, key=lambda each: (abs(each - mhz), -each))
-
-    @property
-    def swept(self) -> tuple[int, ...]:
-        """The clocks to be measured, the usual one first; fewer than three if the GPU has no more."""
-        shares = [self.nearest(share * self.usual_mhz) for share in SWEEP]
-        return tuple(dict.fromkeys([self.usual_mhz, *shares[1:], max(self.clocks.graphics)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,8 @@ from elastic.plan.clocks import Clocked, Mode
 from elastic.power import energy_file
 from elastic.power.clocks import Clocks
 from elastic.power.conditions import Condition
-from elastic.power.cycle import Cycle, GpuFacts, Orders
+from elastic.power.cycle import Cycle, Orders
+from elastic.power.gpu_facts import GpuFacts
 from elastic.power.gpu_faults import GpuFaults
 from elastic.power.meter import Meter
 from elastic.power.nvml import THROTTLES, Gpu, Nvml

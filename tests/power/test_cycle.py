@@ -13,7 +13,8 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Plan
 from elastic.plan.planner import plan
 from elastic.plan.workload import LayerCost, Workload
-from elastic.power.cycle import TRIES, Cycle, GpuFacts, Orders
+from elastic.power.cycle import TRIES, Cycle, Orders
+from elastic.power.gpu_facts import GpuFacts
 from elastic.power.nvml import SupportedClocks
 from elastic.power.promise import Promise
 from elastic.power.windows import SECONDS, STEPS, Figures, Report, Window, WorkerFigures
