@@ -16,7 +16,7 @@ import pytest
 
 from elastic.chaos.hosts import Host, tree_cpu_s
 from elastic.chaos.running import RunningJob
-from elastic.chaos.sampler import Sampler
+from elastic.chaos.sampler import Sampler, _descriptors
 from elastic.chaos.schedule import JobSpec, Schedule
 
 
@@ -48,6 +48,12 @@ def test_a_watch_that_breaks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Sampler, "_look", look)
     sampler = watched(tmp_path, lambda sampler: sampler.seen.broken)
     assert "ZeroDivisionError: a defect of the harness" in str(sampler.seen.broken)
+
+
+def test_descriptors_are_counted_without_files_of_proc():
+    before = _descriptors(os.getpid())
+    with Path("/proc/self/stat").open(), Path(__file__).open():
+        assert _descriptors(os.getpid()) == before + 1
 
 
 @pytest.mark.slow
