@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def wait_for_end(pid: int, seconds: float) -> bool:
         return bool(select.select([pidfd], [], [], max(0.0, seconds))[0])
     finally:
         os.close(pidfd)
+
+
+@contextmanager
+def no_file_may_have_more_than(size: int) -> Iterator[None]:
+    """As on a disk that becomes full: a write writes what there is room for, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -28,11 +28,12 @@ LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
 _NEW, _NEW_LIVE = "members.new", "live.new"
+_UNFINISHED = (_NEW, _NEW_LIVE, "energy.new")  # what takes the place of a file when it is whole
 _LOCK = "lock"
 _OWN = 0o700  # other users of the host can neither read the job's files nor lock them
 _MADE = ("torchinductor", "activity")
 _SCRATCH = ("etcd", LINKS, TRACE, *_MADE)
-TEMPORARY = (*_SCRATCH, _NEW, _NEW_LIVE, _LOCK)
+TEMPORARY = (*_SCRATCH, *_UNFINISHED, _LOCK)
 """What is removed from a directory of the user's own when the job has ended."""
 
 _IN_USE_S = 5.0  # how long to wait for an agent whose launcher was killed: it ends its job, which empties the directory
@@ -115,7 +116,7 @@ class RunDirectory:
         with self._usable():
             self.path.mkdir(_OWN, parents=True, exist_ok=True)
             self._refuse_others()
-            for name in (*_KEPT, _NEW, _NEW_LIVE):
+            for name in (*_KEPT, *_UNFINISHED):
                 (self.path / name).unlink(missing_ok=True)
             self._clear()
             self._remove(OUTPUT)
@@ -186,7 +187,7 @@ class RunDirectory:
             (self.path / _LOCK).unlink()
 
     def _clear(self) -> None:
-        for name in _SCRATCH:
+        for name in (*_SCRATCH, *_UNFINISHED):
             self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -212,6 +213,10 @@ class RunDirectory:
         new = self.path / name
         with suppress(OSError):  # no space, or the directory is gone: no reason to end a running job
             new.unlink(missing_ok=True)
-            with new.open("x") as file:  # never through a symbolic link
-                file.write(json.dumps(record))
-            os.replace(new, path)
+            try:
+                with new.open("x") as file:  # never through a symbolic link
+                    file.write(json.dumps(record))
+                os.replace(new, path)
+            except OSError:
+                new.unlink()
+                raise

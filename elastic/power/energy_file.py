@@ -73,8 +73,12 @@ def write(directory: Path, content: dict[str, Any]) -> None:
     """Replaces the file. A directory that is full or gone is no reason to disturb a job."""
     with suppress(OSError):
         new = directory / "energy.new"
-        new.write_text(json.dumps(content))
-        os.replace(new, directory / NAME)
+        try:
+            new.write_text(json.dumps(content))
+            os.replace(new, directory / NAME)
+        except OSError:
+            new.unlink()
+            raise
 
 
 def read(job: str, temporary: Path) -> dict[str, Any]:

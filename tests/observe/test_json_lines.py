@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from elastic.observe.json_lines import append_lines, read_lines
+from tests.conftest import no_file_may_have_more_than
 
 
 def test_several_lines_are_one_write(tmp_path: Path) -> None:
@@ -19,17 +17,6 @@ def test_several_lines_are_one_write(tmp_path: Path) -> None:
     append_lines(path, [{"c": [2]}])
     assert read_lines(path) == [{"a": 1}, {"b": None}, {"c": [2]}]
     assert [json.loads(line) for line in path.read_text().splitlines()] == read_lines(path)
-
-
-@contextmanager
-def no_file_may_have_more_than(size: int) -> Iterator[None]:
-    """As on a disk that becomes full: a write writes what there is room for, and the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room", [0, 1, 10, 19])

@@ -17,6 +17,8 @@ from elastic.errors import SettingsError
 from elastic.host import rundir
 from elastic.host.rundir import RunDirectory
 from elastic.observe.activity import Activity, read
+from elastic.power import energy_file
+from tests.conftest import no_file_may_have_more_than
 
 MADE = ["activity", "torchinductor"]
 
@@ -141,3 +143,22 @@ def _same(name: str, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(int(name)), os.fstat(descriptor))
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("room", [0, 3])
+@pytest.mark.parametrize("written", ["members", "live", "energy"])
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new_one(tmp_path: Path, written: str, room: int) -> None:
+    run = RunDirectory(tmp_path)
+    write = {"members": run.write_members, "live": run.write_live, "energy": lambda content: energy_file.write(run.path, content)}[written]
+    write({"epoch": 1})
+    with no_file_may_have_more_than(room):
+        write({"epoch": 2})
+    assert [path.name for path in tmp_path.iterdir()] == [f"{written}.json"]
+    assert (tmp_path / f"{written}.json").read_text() == '{"epoch": 1}'
+
+
+def test_what_an_agent_that_was_killed_was_writing_is_removed_at_the_end_of_the_job(tmp_path: Path) -> None:
+    for name in ("members.new", "live.new", "energy.new", "members.json"):
+        (tmp_path / name).write_text("{")
+    RunDirectory(tmp_path).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["members.json"]
