@@ -49,6 +49,7 @@ from elastic.agent.start import Sharing
 from elastic.host.channel import Channel
 from elastic.host.process import tied_command
 from elastic.host.rundir import RunDirectory
+from elastic.launch.sharing import key_of
 from elastic.membership.server import find_etcd
 from elastic.settings import JobSettings, agent_environment, best_isa, etcd_environment
 
@@ -56,6 +57,7 @@ _HERE = Path(__file__).resolve().parent
 _WAIT_S = 120.0
 _TOGETHER = 8
 _THERE = "is there with room for"
+SECRET = "5" * 64
 _AFTER_S = 1.0  # what a change still does at etcd once its view is there
 _HANDLED = re.compile(r'^grpc_server_handled_total\{grpc_code="OK",grpc_method="(\w+)".*\} ([\d.e+]+)$', re.MULTILINE)
 _COUNTED = ("Txn", "Put", "DeleteRange", "Range")
@@ -259,7 +261,7 @@ def start(made: Hosts, address: str, workers: int, stages: int) -> tuple[float, 
     settings = JobSettings(
         name="large", workers=workers, train_fn="train.py:train", isa=best_isa(), stages=stages, etcd=address, shared=True, memory=1 << 40
     )
-    sharing = Sharing(secret="5" * 64, interface="127.0.0.1", least=len(made.launchers))
+    sharing = Sharing(secret=key_of(SECRET), interface="127.0.0.1", least=len(made.launchers))
     began, spent = time.monotonic(), made.spent()
     for host, launcher in enumerate(made.launchers):
         if host == COORDINATOR + 1:

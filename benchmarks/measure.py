@@ -44,12 +44,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The result of a run: seconds of the timed steps, seconds from start to the end of the first step, losses, and layers per stage."""
+    """The result of a run: seconds of the timed steps, seconds from start to the end of the first step, losses, layers per stage, and when
+    the last step ended (`time.monotonic()`)."""
 
     step_s: tuple[float, ...]
     first_step_s: float
     losses: tuple[float, ...]
     cut: tuple[int, ...]
+    last_at: float
 
     @property
     def median_s(self) -> float:
@@ -65,14 +67,14 @@ class Measurement:
         }
 
 
-def run_ours(task: Task, train: str = "train") -> Measurement:
-    """Runs a job of `elastic.run`, timed at the leader's yields. `train` names a function of ours.py.
+def run_ours(task: Task, train: str = "train", **options: Any) -> Measurement:
+    """Runs a job of `elastic.run` with these options, timed at the leader's yields. `train` names a function of ours.py.
 
     Step k is yielded when step k + 1 is ready on all workers; only the last step is yielded after an empty round. The job therefore takes
     one more step, which is not timed.
     """
     started = time.monotonic()
-    return _run(task, started, _job(task, task.warm_up + task.steps + 1, train))
+    return _run(task, started, _job(task, task.warm_up + task.steps + 1, train, **options))
 
 
 def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Measurement:
@@ -108,13 +110,14 @@ def _run(task: Task, started: float, found: Mapping[str, Any]) -> Measurement:
         first_step_s=found["stamps"][0] - started,
         losses=tuple(found["losses"]),
         cut=tuple(found["cut"]),
+        last_at=found["stamps"][-1],
     )
 
 
-def _job(task: Task, steps: int, train: str = "train") -> dict[str, Any]:
+def _job(task: Task, steps: int, train: str = "train", **options: Any) -> dict[str, Any]:
     # By name: importing the function would load torch in this process.
     name = f"{_HERE / 'ours.py'}:{train}"
-    result = elastic.run(name, workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps))
+    result = elastic.run(name, workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps), **options)
     if result.stopped:
         raise KeyboardInterrupt
     return result.value

@@ -27,6 +27,24 @@ def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[s
     return {"stamps": stamps, "losses": losses, "cut": [layers[stage] for stage in sorted(layers)]}
 
 
+def train_plain(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
+    """Trains as a plain loop."""
+    model = build_model()
+    optimizer = build_optimizer(model)
+    sizes = {"batch_size": batch, "micro_batch_size": micro_batch, "steps": steps, "seed": SEED}
+    model, optimizer, loader = job.prepare(model, optimizer, build_text(), **sizes)
+    stamps, losses = [], []
+    for tokens, targets in loader:
+        loss = cross_entropy(model(tokens), (tokens, targets))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loader.report is not None:
+            stamps.append(time.monotonic())
+            losses.append(loader.report.loss)
+    return {"stamps": stamps, "losses": losses, "cut": [1]} if job.leader else None
+
+
 def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
     """Trains without replicas and previous copies; such a job cannot recover from a death."""
     from elastic.snapshot.previous import PreviousCopies

@@ -4,7 +4,8 @@
 
 1. One stage, 4 workers, against DistributedDataParallel. Both sides run a worker's whole share of the batch as one micro-batch and, in
    separate pairs if this differs, smaller micro-batches (DDP's under `no_sync`). The peer's best variant is reported.
-2. Two stages, 2 workers, against torch.distributed.pipelining's Schedule1F1B with our stage cut and micro-batches.
+2. The same as a plain loop: the model, the optimizer and the text are given to `job.prepare`, against the same peer.
+3. Two stages, 2 workers, against torch.distributed.pipelining's Schedule1F1B with our stage cut and micro-batches.
 
 Sides alternate, each run in new processes. A run's figure is the median time of its steps; ratios are computed within pairs of runs.
 """
@@ -31,9 +32,13 @@ from rich.table import Table
 from elastic.errors import ElasticError
 from elastic.settings import best_isa
 
-BenchmarkKind = Literal["ddp", "pipeline"]
-_SHAPES: dict[BenchmarkKind, tuple[int, int]] = {"ddp": (4, 1), "pipeline": (2, 2)}  # workers, stages
-_NAMES: dict[BenchmarkKind, str] = {"ddp": "DistributedDataParallel", "pipeline": "pipelining.Schedule1F1B"}
+BenchmarkKind = Literal["ddp", "plain", "pipeline"]
+_SHAPES: dict[BenchmarkKind, tuple[int, int]] = {"ddp": (4, 1), "plain": (4, 1), "pipeline": (2, 2)}  # workers, stages
+_NAMES: dict[BenchmarkKind, str] = {
+    "ddp": "DistributedDataParallel",
+    "plain": "DistributedDataParallel, of a plain loop",
+    "pipeline": "pipelining.Schedule1F1B",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +125,9 @@ def compare(kind: BenchmarkKind, task: Task, rounds: int, bucket_mb: float | Non
     for number in range(rounds):
         for variant, micro_batch in variants.items():
             load = os.getloadavg()[0]
-            ours = run_ours(replace(task, micro_batch=micro_batch))  # the same kernels at the same shapes on both sides
-            peer = run_peer(task, kind, ours.cut, micro_batch=micro_batch, bucket_mb=bucket_mb)
+            same = replace(task, micro_batch=micro_batch)  # the same kernels at the same shapes on both sides
+            ours = run_ours(same, "train_plain" if kind == "plain" else "train")
+            peer = run_peer(task, "ddp" if kind == "plain" else kind, ours.cut, micro_batch=micro_batch, bucket_mb=bucket_mb)
             check_same_work(ours, peer)
             pair = PairedRun(ours=ours, peer=peer, load=load)
             pairs[variant].append(pair)
@@ -181,7 +187,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of a run.")] = 10,
     warm_up: Annotated[int, typer.Option(min=1, help="Untimed steps before them.")] = 3,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens a step, a multiple of 512; 4096 and 1024 by default.")] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="`ddp` or `pipeline`; both by default.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="`ddp`, `plain` (a plain loop against DDP) or `pipeline`; all by default.")] = None,
     startup: Annotated[bool, typer.Option(help="Measure the time to the first step too.")] = True,
     bucket_mb: Annotated[float | None, typer.Option(help="DDP's bucket_cap_mb; torch's default by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file instead of stdout.")] = None,
@@ -191,7 +197,7 @@ def main(
     if bad := [size for size in sizes if size < 512 or size % 512]:
         raise typer.BadParameter(f"--tokens {bad[0]} is not a multiple of 512, four samples of {SEQ} tokens")
     if peer and (strange := set(peer).difference(_SHAPES)):
-        raise typer.BadParameter(f"--peer {strange.pop()}: use ddp or pipeline")
+        raise typer.BadParameter(f"--peer {strange.pop()}: use ddp, plain or pipeline")
     kinds: list[BenchmarkKind] = [kind for kind in _SHAPES if peer is None or kind in peer]
     progress = Console(stderr=True, highlight=False)
     report: dict[str, Any] = {

@@ -170,7 +170,10 @@ def _check_kind(optimizer: Optimizer, name: str) -> None:
         p for p in inspect.signature(type(optimizer).step).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if wanted := [p.name for p in takes[1:] if p.default is p.empty]:
-        raise TrainerError(f"{name}.step() cannot be called without arguments (it requires {wanted[0]}); closures are not supported")
+        raise TrainerError(
+            f"{name}.step() cannot be called without arguments (it requires {wanted[0]}); closures are not supported, since a step's loss "
+            "is computed once, by several workers: use an optimizer that needs gradients only, such as AdamW, SGD or Muon"
+        )
 
 
 def _no_parameters_state(name: str, key: object) -> TrainerError:

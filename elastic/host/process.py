@@ -14,6 +14,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_TRACKER_S = 1.0
 
 _TIED = (
     "import ctypes, os, resource, sys; ctypes.CDLL(None).prctl(1, 9); "
@@ -55,18 +56,27 @@ def is_stopped(pid: int | None) -> bool:
 def end_session(leader: int, mark: str, timeout_s: float = 5.0) -> None:
     """SIGKILLs the other processes in the session of `leader`, and those whose initial environment has `mark`; waits until they have ended.
 
-    `mark` finds helper processes that `train_fn` started, also in sessions of their own.
+    `mark` finds helper processes that `train_fn` started, also in sessions of their own. Resource trackers of multiprocessing may end by
+    themselves: they remove the shared memory and semaphores that their processes have left, when these have ended.
     """
     deadline = time.monotonic() + timeout_s
     while (found := _left(leader, mark)) and time.monotonic() < deadline:  # repeated: one may just have started another
-        for pid in found:
+        users = [pid for pid in found if not _is_tracker(pid)]
+        for pid in users or found:
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 try:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    if users or not select.select([pidfd], [], [], _TRACKER_S)[0]:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                     select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
                 finally:
                     os.close(pidfd)
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError):
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _left(leader: int, mark: str) -> list[int]:

@@ -40,6 +40,7 @@ from elastic.worker import devices
 from elastic.worker import job as jobs
 from elastic.worker.after_return import check_value, is_value, tell_of_lasting_threads
 from elastic.worker.job import Job, WorkerSpec
+from elastic.worker.refusals import advice
 
 
 class _AgentLine:
@@ -135,11 +136,13 @@ def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:
 def _failure(job: Job, error: BaseException) -> Message:
     message = _text(error)
     if isinstance(error, SystemExit):
-        message = f"train_fn called sys.exit({_text(error.code, repr)}); return from it instead"
+        message = f"train_fn called sys.exit({_text(error.code, repr)}), which ends the job as a failure, without saving its last step"
     tb = _user_part(error.__traceback__)
     if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError):
         message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
+    if text and (more := _text(error, advice)):
+        text = f"{text.rstrip()}\n\n{message}. {more}" if isinstance(error, SystemExit) else f"{text.rstrip()}\n\n{more}"
     return {
         "type": "error",
         "kind": type(error).__name__,

@@ -64,6 +64,7 @@ from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.own_statistics import own_statistics
 from elastic.worker.recovery_client import RecoveryClient
+from elastic.worker.refusals import check_model, check_process
 from elastic.worker.report import Report
 from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.runtime import WorkerRuntime
@@ -161,6 +162,10 @@ class Trainer:
                 "train_fn makes a second Trainer, but a job has only one, whose state is sent to workers that join: train each model with "
                 "its own call of elastic.run, or give one Trainer both as one model, with a parameter group each"
             )
+        check_process()
+        for each in model if isinstance(model, list | tuple) else [model]:
+            if isinstance(each, nn.Module):
+                check_model(each)
         self._modes = Modes(self._job.threads)
         micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
         check_choices(clip_norm, on_nonfinite)

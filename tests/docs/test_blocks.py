@@ -1,18 +1,15 @@
-"""Code in the documents: all of it parses, what can run is run, commands are accepted."""
+"""Code in the documents: all of it parses, what can run is run."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 
-from elastic.cli.main import app
 from tests.conftest import Leftovers
 from tests.docs.blocks import ROOT, Block, blocks, documents
 
@@ -85,28 +82,6 @@ def test_a_block_of_the_readme_runs_with_what_it_leaves_out(number: int, said: s
     )
     assert done.returncode == 0, done.stderr
     assert re.search(said, "\n" + done.stdout, re.DOTALL), done.stdout
-
-
-COMMAND = re.compile(r"(?<![\w./-])elastic ((?:run|agent|top|status|events|logs|scale|drain|stop|report|doctor|plan) [^`\n#|]*)")
-
-
-def commands() -> list[str]:
-    """Commands in blocks of shell, and in lines that are indented, with their options."""
-    found = []
-    for path in documents():
-        for line in path.read_text().splitlines():
-            if line.startswith("    elastic ") and (match := COMMAND.search(line)):
-                found.append(match[1].strip())
-    return sorted(set(found))
-
-
-@pytest.mark.slow
-def test_commands_of_the_documents_are_accepted() -> None:
-    group = typer.main.get_command(app)
-    assert commands(), "there are some"
-    for text in commands():
-        name, *words = shlex.split(text)
-        group.get_command(None, name).make_context(name, words)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_files_that_the_page_of_failures_names_exist() -> None:

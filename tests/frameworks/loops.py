@@ -20,9 +20,10 @@ def data() -> TensorDataset:
     return TensorDataset(torch.randn(64, WIDTH, generator=generator), torch.randint(0, CLASSES, (64,), generator=generator))
 
 
-def accelerated(job: Job, precision: str = "no", **options: Any) -> dict[str, Any]:
+def accelerated(job: Job, precision: str = "no", processes: int = 0, **options: Any) -> dict[str, Any]:
     accelerator = ElasticAccelerator(gradient_accumulation_steps=4, mixed_precision=precision, prepare_options=options)
-    net, loader, held_out = model(), DataLoader(data(), batch_size=8, shuffle=True), DataLoader(data(), batch_size=24)
+    net, held_out = model(), DataLoader(data(), batch_size=24)
+    loader = DataLoader(data(), batch_size=8, shuffle=True, num_workers=processes)
     optimizer = adamw(net)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     net, optimizer, loader, held_out, scheduler = accelerator.prepare(net, optimizer, loader, held_out, scheduler)

@@ -70,7 +70,13 @@ class Seen(lightning.Callback):
 
 
 def train(
-    job: Job, patience: int = 9, plateau: bool = False, rate: float = 3e-3, checkpoint: str | None = None, **options: Any
+    job: Job,
+    patience: int = 9,
+    plateau: bool = False,
+    rate: float = 3e-3,
+    checkpoint: str | None = None,
+    processes: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
     warnings.simplefilter("ignore")  # of Lightning, about loaders without worker processes
     own = {} if checkpoint is None else {"checkpoint": checkpoint}
@@ -83,5 +89,6 @@ def train(
         callbacks=[EarlyStopping("loss_epoch", min_delta=10.0 if patience < 9 else 0.0, patience=patience), seen],
         **{"max_epochs": 3, "gradient_clip_val": 0.5, **quiet, **options},
     )
-    trainer.fit(Module(plateau, rate), DataLoader(data(), batch_size=8, shuffle=True), DataLoader(data(), batch_size=24))
+    loader = DataLoader(data(), batch_size=8, shuffle=True, num_workers=processes)
+    trainer.fit(Module(plateau, rate), loader, DataLoader(data(), batch_size=24))
     return {"noted": seen.noted, "batches": seen.batches, "step": trainer.global_step, "digest": strategy.digest()}

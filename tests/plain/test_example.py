@@ -15,6 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _LANGUAGE = "epoch 3: loss ", ("transformers", "datasets")
+EXAMPLES = [
+    ("plain", "epoch 9: accuracy 0.9", ()),
+    ("gan", "epoch 9: distance ", ()),
+    ("finetune", *_LANGUAGE),
+    ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
+    ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
+    ("digits", "epoch 3: accuracy 0.9", ("sklearn",)),
+    ("streaming", "step 79: loss ", ("datasets",)),
+    ("accelerated", "epoch 9: accuracy 0.9", ("accelerate",)),
+    ("lightning_module", "accuracy 0.9", ("lightning",)),
+]
+"""Names of examples, how the last line of each begins, and packages that it needs."""
 
 
 def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
@@ -37,18 +49,7 @@ def run(name: str, last: str, folder: Path, *faults: str) -> dict[str, Any]:
 @pytest.mark.long
 @pytest.mark.timeout(500)
 @pytest.mark.usefixtures("leftovers")
-@pytest.mark.parametrize(
-    ("name", "last", "needs"),
-    [
-        ("plain", "epoch 9: accuracy 0.9", ()),
-        ("gan", "epoch 9: distance ", ()),
-        ("finetune", *_LANGUAGE),
-        ("lora", _LANGUAGE[0], (*_LANGUAGE[1], "peft")),
-        ("hf_trainer", "loss 1.", (*_LANGUAGE[1], "accelerate")),
-        ("accelerated", "epoch 9: accuracy 0.9", ("accelerate",)),
-        ("lightning_module", "accuracy 0.9", ("lightning",)),
-    ],
-)
+@pytest.mark.parametrize(("name", "last", "needs"), EXAMPLES)
 def test_two_killed_workers_change_nothing(
     name: str, last: str, needs: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,8 @@ def test_two_killed_workers_change_nothing(
         ("dropin", 2, "gan"),
         ("dropin", 3, "finetune"),
         ("dropin", 4, "lora"),
+        ("dropin", 5, "digits"),
+        ("dropin", 6, "streaming"),
         ("frameworks", 1, "hf_trainer"),
         ("frameworks", 2, "accelerated"),
         ("frameworks", 3, "lightning_module"),

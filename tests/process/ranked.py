@@ -1,4 +1,7 @@
-"""A program for torchrun: trains the example of a plain loop. `ranked.py FOLDER CHECKPOINT FAULT ...` kills workers, from local rank 0."""
+"""A program for torchrun: trains an example, that of a plain loop unless EXAMPLE names another one.
+
+`ranked.py FOLDER CHECKPOINT FAULT ...` kills workers, from local rank 0.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-plain = importlib.import_module("plain")
+example = importlib.import_module(os.environ.get("EXAMPLE", "plain"))
 
 
 def main(job: elastic.Job, checkpoint: str) -> str | None:
     """The example, with checkpoints if there is a place for them."""
     if not checkpoint:
-        return plain.main(job)
+        return example.main(job)
     prepare = job.prepare
 
     @wraps(prepare)
@@ -29,7 +32,7 @@ def main(job: elastic.Job, checkpoint: str) -> str | None:
         return prepare(*given, checkpoint=checkpoint, every=10, **options)  # type: ignore[arg-type]
 
     job.prepare = saved  # type: ignore[method-assign]
-    return plain.main(job)
+    return example.main(job)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from elastic.worker.plain.arguments import Sorted
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.loop import Loop
 from elastic.worker.plain.optimizer import PreparedOptimizer, PreparedScheduler
-from elastic.worker.plain.refusals import check_model, check_optimizers, check_options, check_process
+from elastic.worker.plain.refusals import check_module, check_optimizers, check_options
 from elastic.worker.plain.several import Schedulers, as_one, parameters_of
 from elastic.worker.plain.source import SizedStream, stream_of
 from elastic.worker.plain.trainer import PlainTrainer
+from elastic.worker.refusals import check_process
 
 
 def prepare(
@@ -38,7 +39,7 @@ def prepare(
     check_process()
     check_options(options)
     for each in found.models:
-        check_model(each)
+        check_module(each)
     check_optimizers(found.optimizers, found.schedulers)
     what = given(found.data, batch_size, collate)
     cut_batch(what.batch_size, micro_batch_size, options.get("grains"))

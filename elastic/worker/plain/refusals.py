@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from elastic.errors import TrainerError
+from elastic.worker.refusals import check_model
 
-_WRAPPERS = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 _OF_THE_LOOP = {
     "clip_norm": "call job.clip_grad_norm_(max_norm) in the body, after backward()",
     "autocast": "use torch.autocast in the body",
@@ -22,27 +21,12 @@ _OF_THE_LOOP = {
 OPTIONS = ("exact", "grains", "on_nonfinite", "checkpoint", "every", "keep", "checkpoint_files", "names")
 
 
-def check_process() -> None:
-    """Raises TrainerError if the script has made a process group of its own."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise TrainerError(
-            "train_fn has called torch.distributed.init_process_group, but a group cannot go on without a lost worker: leave it out, and "
-            "what needs it (barriers, all_reduce of metrics); the runtime connects the workers itself"
-        )
-
-
-def check_model(model: nn.Module) -> None:
-    """Raises TrainerError for a module that communicates by itself."""
-    for name, module in model.named_modules():
-        found = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
-        if found is not None:
-            where = f"module {name} of the model" if name else "the model"
-            raise TrainerError(f"{where} is wrapped in {found}, which would average gradients by itself: give the module inside of it")
+def check_module(model: nn.Module) -> None:
+    """Raises TrainerError for a module that communicates by itself, or has no values."""
+    check_model(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise TrainerError(f"parameter {name} is on the device meta, without values: make the model on the device that computes")
-        if hasattr(parameter, "placements"):
-            raise TrainerError(f"parameter {name} is a DTensor, made by FSDP or tensor parallelism: give the model as it was before")
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
