@@ -177,7 +177,7 @@ def watched(words: list[str], seconds: float, settle: float) -> dict[str, Any]:
         process.wait()
         reader.join()
         os.close(parent)
-    frames = bytes(shown[first:]).count(b"epoch ")
+    frames = bytes(shown[first:]).count(b"hosts: ")
     if frames < seconds / 2 or b"more" not in shown:
         raise SystemExit(f"elastic top has shown {frames} tables in {lasted:.0f} s: {bytes(shown[-2000:]).decode(errors='replace')}")
     return {"share": spent / lasted, "tables": frames, "seconds": lasted, "bytes": len(shown) - first}
