@@ -31,7 +31,7 @@ def train_plain(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> d
     """Trains as a plain loop."""
     model = build_model()
     optimizer = build_optimizer(model)
-    sizes = {"batch_size": batch, "micro_batch_size": micro_batch, "steps": steps, "seed": SEED}
+    sizes: dict[str, Any] = {"batch_size": batch, "micro_batch_size": micro_batch, "steps": steps, "seed": SEED}
     model, optimizer, loader = job.prepare(model, optimizer, build_text(), **sizes)
     stamps, losses = [], []
     for tokens, targets in loader:
