@@ -66,10 +66,11 @@ class HostCopies(PreviousCopies):
 
     def first(self, step: int) -> list[Held]:
         """Returns a copy of the shards with which a view begins, at `step`; the observer is not informed."""
-        told, self._told = self._told, None
+        told, waited = self._told, self.waited_s
+        self._told = None
         self.begin(step)
         self.settle()
-        self._told = told
+        self._told, self.waited_s = told, waited  # no step has waited for it
         return self._ahead_held
 
     def settle(self) -> None:

@@ -16,15 +16,15 @@ from typing import Any, Protocol
 
 import torch
 
-from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
 from elastic.engine.shard import GradientScale, Shard, unscaled
+from elastic.engine.tensor_links import Sink, TensorLinks
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
-from elastic.memory.tensors import Landing, bytes_of, empty, lasting_copy, retyped
+from elastic.memory.tensors import empty, lasting_copy, retyped
 from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy, held
 from elastic.snapshot.rest_digests import CopyKey, Rest
 
@@ -40,7 +40,7 @@ class Replica:
 
     shard: Shard
     step: int | None
-    landing: Landing  # uint8, receives the owner's next message
+    sink: Sink  # uint8, receives the owner's next message
     awaited: Tag | None = None
     received: Update | None = None
     previous: Held | None = None
@@ -71,7 +71,7 @@ class Replicator:
         self,
         worker: int,
         spec: ModelSpec,
-        network: Endpoint,
+        links: TensorLinks,
         optimizer: ShardedOptimizer,
         kept: Sequence[Shard],
         step: int,
@@ -79,9 +79,9 @@ class Replicator:
         observer: Observer | None = None,
     ) -> None:
         self._rest, self._observer = rest, observer
-        self._worker, self._spec, self._network, self._optimizer = worker, spec, network, optimizer
+        self._worker, self._spec, self._links, self._optimizer = worker, spec, links, optimizer
         optimizer.kept.bind(kept)
-        self.replicas = [Replica(shard=shard, step=step, landing=self._room(shard)) for shard in kept]
+        self.replicas = [Replica(shard=shard, step=step, sink=self._room(shard)) for shard in kept]
         self._settings: dict[int, list[dict[str, Any]]] = {}
         self._skipped: set[int] = set()
         self._scales: dict[int, GradientScale] = {}
@@ -94,10 +94,9 @@ class Replicator:
     def _changing(self) -> list[Replica]:
         return [replica for replica in self.replicas if not self._is_still(replica)]
 
-    def _room(self, shard: Shard) -> Landing:
-        if shard.layer in self._spec.frozen:
-            return Landing(empty(0, torch.uint8))
-        return Landing(empty(self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
+    def _room(self, shard: Shard) -> Sink:
+        still = shard.layer in self._spec.frozen
+        return self._links.sink(empty(0 if still else self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
 
     def _prefix(self, shard: Shard) -> int:
         return -(-len(shard.parameters(self._spec)) // (8 * _ALIGN)) * _ALIGN
@@ -117,7 +116,7 @@ class Replicator:
     @property
     def update_bytes(self) -> int:
         """Memory that receives the owners' updates."""
-        return sum(replica.landing.size for replica in self.replicas)
+        return sum(replica.sink.size for replica in self.replicas)
 
     def begin(self, step: int, scale: GradientScale = unscaled, *, skipped: bool = False) -> None:
         """Stores the optimizer's settings before its step, the scale of gradients with masters, and whether the step is skipped."""
@@ -127,13 +126,13 @@ class Replicator:
         self._skipped = {known for known in self._skipped if known in self._settings} - {step} | ({step} if skipped else set())
 
     def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
-        """Sends the updates of step `step`; returns at once. The gradients must not change until `flush` of the network."""
+        """Sends the updates of step `step`; returns at once. The gradients must not change until `flush` of the links."""
         for gradient in gradients:
             shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
             prefix = present.to_bytes(self._prefix(shard), "little")
             for holder in gradient.interval.replicas:
-                self._network.send(holder, _tag(step, shard), prefix, bytes_of(gradient.memory))
+                self._links.send(holder, _tag(step, shard), prefix, gradient.memory)
 
     def replay(self, step: int) -> None:
         """Applies step `step` to every replica that has its update, after copying it aside: both steps can be sent from then on."""
@@ -225,7 +224,7 @@ class Replicator:
         """Posts the receive buffers for the updates of step `step`."""
         for replica in self._changing:
             replica.awaited = _tag(step, replica.shard)
-            self._network.post(replica.shard.interval.owner, replica.awaited, replica.landing.bytes)
+            replica.sink.post(replica.shard.interval.owner, replica.awaited)
 
     def confirm(self) -> None:
         """Returns when every awaited update has arrived."""
@@ -235,18 +234,16 @@ class Replicator:
     def settle(self) -> None:
         """Takes the updates that have arrived, without waiting for others: the last call in a view."""
         for replica in self.replicas:
-            if replica.awaited is not None and self._network.arrived(replica.shard.interval.owner, replica.awaited):
+            if replica.awaited is not None and replica.sink.arrived():
                 self._take(replica)
 
     def _take(self, replica: Replica) -> None:
         tag, shard = replica.awaited, replica.shard
         if tag is None:
             return
-        self._network.receive(shard.interval.owner, tag)
+        memory, prefix = replica.sink.take(), self._prefix(shard)
         replica.awaited = None
-        prefix = self._prefix(shard)
-        memory = replica.landing.take()
-        present = int.from_bytes(bytes_of(memory[:prefix]).tobytes(), "little")
+        present = int.from_bytes(replica.sink.head(prefix).tobytes(), "little")
         gradient = retyped(memory[prefix:], shard.memory[PARAM].dtype)
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]

@@ -169,5 +169,5 @@ def test_an_import_of_one_is_refused(line: str):
 def test_a_seeded_violation_in_a_real_file_is_found():
     source = (ROOT / "elastic/engine/reducer.py").read_text()
     assert not list(found(source))
-    assert list(found(source.replace("bytes_of(part)", "part.view(torch.uint8).numpy()")))
+    assert list(found(source.replace("bytes_of(received[: overlap.prefix])", "received[: overlap.prefix].numpy()")))
     assert list(found(source.replace("zeros(overlap.stop - overlap.start, model", "torch.zeros(overlap.stop - overlap.start, dtype=model")))

@@ -61,13 +61,15 @@ class Endpoint(ABC):
     """One worker's end of all its links. Threads may send and receive concurrently; one at a time may `install`, `drop`, `close`.
 
     `on_failure(peer, error)` is called on the I/O thread when a joined link is lost; not for links dropped at this end. `waits(peer)` is
-    called by a thread that begins to wait for a peer, and `waits(None)` when it has ended waiting.
+    called by a thread that begins to wait for a peer, and `waits(None)` when it has ended waiting. `before_wait()` is called by a thread
+    whose `receive` is about to wait; what it raises, `receive` raises.
     """
 
     def __init__(self, worker: int) -> None:
         self.worker = worker
         self.on_failure: Callable[[int, Exception], None] | None = None
         self.waits: Callable[[int | None], None] = lambda _: None
+        self.before_wait: Callable[[], None] = lambda: None
         self._box = Mailbox()
         self._links: dict[int, LinkLike] = {}
         self._refusals: dict[int, LinkError] = {}
@@ -178,14 +180,23 @@ class Endpoint(ABC):
 
     # --- messages
 
+    @property
+    def attempt_id(self) -> AttemptId:
+        """The epoch and attempt that messages are sent and received in."""
+        return self._box.attempt_id
+
     def send(self, peer: int, tag: Tag, *buffers: Memory) -> None:
         """Sends the buffers (C-contiguous), concatenated, as one message. Returns at once and copies nothing: the buffers must not change
         until the message was received or `flush` returned. Raises PeerLost if there is no link to the peer, ValueError on other memory."""
+        self._send(self.link(peer), tag, buffers)
+
+    def link(self, peer: int) -> LinkLike:
+        """Returns the link to a peer. Raises PeerLost if there is none."""
         link = self._links.get(peer)
         if link is None:
             error = self._box.failures.get(peer)
             raise copy_of(error) if error is not None else lost(peer, "it was dropped or never made")
-        self._send(link, tag, buffers)
+        return link
 
     def post(self, peer: int, tag: Tag, buffer: Memory) -> None:
         """Posts `buffer` (writable, C-contiguous) for the message with this tag. It is filled straight from the socket if the message has
@@ -204,6 +215,7 @@ class Endpoint(ABC):
         key = (attempt_id, peer, tag)
         if (found := self._take(key, fail_any)) is not None:
             return found
+        self.before_wait()
         with self._box.waiter(key) as waiter:
             self.waits(peer)
             try:

@@ -16,7 +16,8 @@ import torch
 from elastic.engine.structure import Named, found_class, named_fields
 from elastic.errors import TrainerError
 from elastic.memory.raw import ALIGNMENT_BYTES, padding
-from elastic.memory.tensors import bytes_of, contiguous, of_bytes
+from elastic.memory.staging import Part
+from elastic.memory.tensors import contiguous, of_bytes
 
 
 class _TensorLeaf:
@@ -107,8 +108,8 @@ class Crossing:
 _ZEROS = bytes(ALIGNMENT_BYTES)
 
 
-def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
-    """Returns the buffers of one message: a JSON header, then every tensor's raw memory, each padded to 64 bytes."""
+def encode(crossing: Crossing) -> list[Part]:
+    """Returns the parts of one message: a JSON header, then every tensor's raw memory, each padded to 64 bytes."""
     header = json.dumps(
         {
             "structure": _structure_to_json(crossing.structure),
@@ -118,12 +119,13 @@ def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
         separators=(",", ":"),
     ).encode()
     head = len(header).to_bytes(4, "little") + header
-    buffers: list[bytes | np.ndarray] = [head + _ZEROS[: padding(len(head))]]
+    parts: list[Part] = [head + _ZEROS[: padding(len(head))]]
     for tensor in crossing.tensors:
         if tensor is not None and tensor.numel():
-            memory = bytes_of(contiguous(tensor))
-            buffers += [memory, _ZEROS[: padding(memory.nbytes)]] if padding(memory.nbytes) else [memory]
-    return buffers
+            parts.append(contiguous(tensor))
+            if missing := padding(tensor.nbytes):
+                parts.append(_ZEROS[:missing])
+    return parts
 
 
 def decode(message: np.ndarray) -> Crossing:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from elastic.comm.endpoint import Endpoint
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import Batch, model_input, on_device, tokens_in
 from elastic.engine.gather import Gatherer
@@ -24,6 +23,7 @@ from elastic.engine.salvage import Resumption, Salvage, kept
 from elastic.engine.shared import SharedMemory
 from elastic.engine.stage import LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.engine.statistics import Records
+from elastic.engine.tensor_links import TensorLinks
 from elastic.memory.tensors import address
 from elastic.plan.schedule import Action, build
 from elastic.view import View
@@ -44,17 +44,17 @@ class Executor:
         worker: int,
         model: LayeredModel,
         view: View,
-        network: Endpoint,
+        links: TensorLinks,
         numerics: Numerics,
         loss: Loss,
         enter: Enter,
         shared: SharedMemory,
     ) -> None:
         self._enter = enter
-        self._network, self._shared = network, shared
+        self._links, self._network, self._shared = links, links.network, shared
         self._model, self._workload = model, view.workload
         self._follow(view)
-        self.gatherer = Gatherer(worker, model, view, network, shared)
+        self.gatherer = Gatherer(worker, model, view, links, shared)
         self.generators = Generators()
         self.statistics = model.running.statistics
         self.noted: Callable[[Salvage | None], None] | None = None  # called with each grain that is finished, and with None at the end
@@ -95,8 +95,8 @@ class Executor:
 
     def _follow(self, view: View) -> None:
         worker = self._network.worker
-        self.pipe = Pipe(worker, view, self._network)
-        self.reducer = Reducer(worker, self._model, view, self._network, self._shared)
+        self.pipe = Pipe(worker, view, self._links)
+        self.reducer = Reducer(worker, self._model, view, self._links, self._shared)
         self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes, split=view.plan.split).get(worker, ())
         self._route = view.plan.routes[self.pipe.stage]
 
@@ -354,6 +354,7 @@ class Executor:
         It loads the next few with it: in one batch, with warm caches, that takes a third of the time.
         """
         if micro_batch not in self._loaded:
+            self._links.push()  # loading may take long
             first = self._loads.index(micro_batch)
             self.drew |= self.generators.drawn()
             for ahead in self._loads[first : first + _LOADED_AT_ONCE]:

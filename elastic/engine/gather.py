@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.bundle import Bundle, tag
 from elastic.engine.model import LayeredModel
 from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
+from elastic.engine.tensor_links import Sink, Source, TensorLinks
 from elastic.layout.transfer import updates
-from elastic.memory.tensors import HostBytes, Landing, bytes_of
+from elastic.memory.tensors import bytes_of
 from elastic.view import View
 
 
@@ -32,41 +32,42 @@ class _ParameterRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent(_ParameterRun):
-    values: HostBytes
-    near: bool  # the receiver reads the values in this worker's memory
+    values: torch.Tensor
+    source: Source | None  # None: the receiver reads the values in this worker's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Received(_ParameterRun):
-    """`landing` is for the values; a near sender says where they lie in the `part` of its bundle with this number."""
+    """`sink` is for the values; a near sender says where they lie in the `part` of its bundle with this number."""
 
-    landing: Landing
+    sink: Sink
     part: int | None
 
 
 class Gatherer:
     """The parameter exchange of one worker in one view."""
 
-    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, shared: SharedMemory) -> None:
-        self._network, self._shared = network, shared
+    def __init__(self, worker: int, model: LayeredModel, view: View, links: TensorLinks, shared: SharedMemory) -> None:
+        self._network, self._shared = links.network, shared
         self._model = model
         self._gathered: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self.arrived: Callable[[int], None] | None = None  # called for every layer whose parameters have arrived
         self._outgoing: list[_Sent] = []
         self._incoming: list[_Received] = []
-        self._awaited: dict[int, list[tuple[Tag, _Received]]] = {}
+        self._awaited: dict[int, list[_Received]] = {}
         parts = Counter[int]()
         for layer in range(len(view.layout.layers)):
             for move in sorted(updates(view.layout, layer, worker), key=lambda move: move.start):
                 run = model.run(layer, move.start, move.stop)
                 if worker == move.source:
                     peer = move.destination
-                    self._outgoing.append(_Sent(peer=peer, layer=layer, start=move.start, values=HostBytes(run), near=peer in shared))
+                    source = None if peer in shared else links.source(run)
+                    self._outgoing.append(_Sent(peer=peer, layer=layer, start=move.start, values=run, source=source))
                 else:
                     part = parts[move.source] if move.source in shared else None
                     parts[move.source] += 1
                     where = {"peer": move.source, "layer": layer, "start": move.start}
-                    self._incoming.append(_Received(**where, landing=Landing(run), part=part))
+                    self._incoming.append(_Received(**where, sink=links.sink(run), part=part))
         near = [peer for peer in parts if peer in shared]
         self._bundles = {peer: Bundle(MessageKind.PARAMETER, peer, [REFERENCE_BYTES] * parts[peer]) for peer in near}
         modules = model.spec.layers[: model.spec.depth]
@@ -76,7 +77,7 @@ class Gatherer:
         """Returns the start and the memory of each run of a layer that another worker owns."""
         if layer not in self._gathered:
             itemsize = self._model.dtype(layer).itemsize
-            pieces = dict.fromkeys((p.start, p.start + p.landing.size // itemsize) for p in self._incoming if p.layer == layer)
+            pieces = dict.fromkeys((p.start, p.start + p.sink.size // itemsize) for p in self._incoming if p.layer == layer)
             self._gathered[layer] = [(start, self._model.run(layer, start, stop)) for start, stop in pieces]
         return self._gathered[layer]
 
@@ -91,17 +92,17 @@ class Gatherer:
             bundle.post(self._network, step)
         for piece in self._incoming:
             if piece.part is None:
-                self._network.post(piece.peer, piece.tag(step), piece.landing.bytes)
-            self._awaited.setdefault(piece.layer, []).append((piece.tag(step), piece))
+                piece.sink.post(piece.peer, piece.tag(step))
+            self._awaited.setdefault(piece.layer, []).append(piece)
 
     def send(self, step: int) -> None:
         """Sends every owned run, as updated in the step; returns at once."""
         told: dict[int, list[bytes]] = {}
         for piece in self._outgoing:
-            if piece.near:
-                told.setdefault(piece.peer, []).append(self._shared.reference(piece.values.tensor))
+            if piece.source is None:
+                told.setdefault(piece.peer, []).append(self._shared.reference(piece.values))
             else:
-                self._network.send(piece.peer, piece.tag(step), piece.values.now())
+                piece.source(piece.peer, piece.tag(step))
         for peer, references in told.items():
             self._network.send(peer, tag(MessageKind.PARAMETER, step), b"".join(references))
 
@@ -113,7 +114,7 @@ class Gatherer:
     def _wait(self, home: int) -> None:
         awaited = self._awaited.get(home, [])
         while awaited:  # a run that could not be received stays awaited
-            self._receive(*awaited[0])
+            self._receive(awaited[0])
             del awaited[0]
         if self._awaited.pop(home, None) is not None and self.arrived is not None:
             self.arrived(home)
@@ -124,20 +125,18 @@ class Gatherer:
         May be called again if interrupted.
         """
         for awaited in self._awaited.values():
-            for message in list(awaited):
-                number, piece = message
-                if self._network.arrived(piece.peer, number) if piece.part is None else self._bundles[piece.peer].arrived(self._network):
-                    self._receive(number, piece)
-                    awaited.remove(message)
+            for piece in list(awaited):
+                if piece.sink.arrived() if piece.part is None else self._bundles[piece.peer].arrived(self._network):
+                    self._receive(piece)
+                    awaited.remove(piece)
         return {layer for layer, awaited in self._awaited.items() if awaited}
 
-    def _receive(self, number: Tag, piece: _Received) -> None:
+    def _receive(self, piece: _Received) -> None:
         if piece.part is None:
-            self._network.receive(piece.peer, number)
+            piece.sink.take()
         else:
             reference = bytes_of(self._bundles[piece.peer].part(self._network, piece.part))
-            piece.landing.bytes[:] = self._shared.values(piece.peer, reference, piece.landing.size)
-        piece.landing.take()
+            piece.sink.fill(self._shared.values(piece.peer, reference, piece.sink.size))
 
     def wait_all(self) -> None:
         """Returns when every parameter held here is up to date."""

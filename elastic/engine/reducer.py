@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.bundle import Bundle, tag
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold
 from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
+from elastic.engine.tensor_links import Sink, TensorLinks
 from elastic.layout.layout import Interval
 from elastic.layout.runs import shared
 from elastic.memory.raw import ALIGNMENT_BYTES
-from elastic.memory.tensors import Landing, bytes_of, empty, outlives, retyped, zeros
+from elastic.memory.staging import Part
+from elastic.memory.tensors import bytes_of, empty, outlives, retyped, zeros
 from elastic.plan.routing import Node, maximal_nodes
 from elastic.view import View
 
@@ -61,23 +62,24 @@ class Overlap:
         """The beginning of a message: which runs are present."""
         return sum(1 << bit for bit, part in enumerate(parts) if part is not None).to_bytes(self.prefix, "little")
 
-    def encode(self, parts: Parts, itemsize: int) -> list[bytes | np.ndarray]:
+    def encode(self, parts: Parts, itemsize: int) -> list[Part]:
         """One message: which runs are present, then all elements from `start` to `stop`, zero where there is nothing."""
-        buffers: list[bytes | np.ndarray] = [self.present(parts)]
+        sent: list[Part] = [self.present(parts)]
         position = 0
         for part, (start, stop) in zip(parts, self.runs, strict=True):
             if part is not None:
-                buffers += [bytes((start - position) * itemsize), bytes_of(part)]
+                sent += [bytes((start - position) * itemsize), part]
                 position = stop
-        return [*buffers, bytes((self.stop - self.start - position) * itemsize)]
+        return [*sent, bytes((self.stop - self.start - position) * itemsize)]
 
-    def decode(self, message: torch.Tensor, dtype: torch.dtype) -> Parts:
-        """The inverse of `encode`, sharing the message's memory (uint8)."""
-        return self.parts(message, retyped(message[self.prefix :], dtype))
+    def decode(self, message: Sink, dtype: torch.dtype) -> Parts:
+        """The inverse of `encode`: takes the message, and shares its memory (uint8)."""
+        memory = message.take()
+        return self.parts(message.head(self.prefix), retyped(memory[self.prefix :], dtype))
 
-    def parts(self, message: torch.Tensor, memory: torch.Tensor) -> Parts:
-        """Returns the runs in `memory` that a message (uint8) says are present."""
-        present = int.from_bytes(bytes_of(message[: self.prefix]).tobytes(), "little")
+    def parts(self, head: np.ndarray, memory: torch.Tensor) -> Parts:
+        """Returns the runs in `memory` that the beginning of a message says are present."""
+        present = int.from_bytes(head.tobytes(), "little")
         return [view if present >> bit & 1 else None for bit, view in enumerate(self.views(memory))]
 
 
@@ -97,13 +99,13 @@ def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
-    """One expected subtree sum of another worker: a message received straight into `landing`, or from a worker of this host a `part` of its
+    """One expected subtree sum of another worker: a message received straight into `sink`, or from a worker of this host a `part` of its
     bundle, by number."""
 
     worker: int
     node: Node
     tag: Tag
-    landing: Landing | None  # uint8: the presence prefix, then the elements
+    sink: Sink | None  # uint8: the presence prefix, then the elements
     part: int | None = None
 
 
@@ -120,8 +122,9 @@ class OwnedGradient:
 class Reducer:
     """The gradient side of one worker in one view."""
 
-    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, shared: SharedMemory) -> None:
-        self._worker, self._network, self._model, self._shared = worker, network, model, shared
+    def __init__(self, worker: int, model: LayeredModel, view: View, links: TensorLinks, shared: SharedMemory) -> None:
+        self._worker, self._links, self._model, self._shared = worker, links, model, shared
+        self._network = links.network
         workload, plan, layout = view.workload, view.plan, view.layout
         self._grains = workload.grains
         self._per_grain = workload.micro_batches // workload.grains
@@ -184,7 +187,7 @@ class Reducer:
     def received_bytes(self) -> int:
         """Memory that other workers' partial sums are received into."""
         messages = (message for messages in self._incoming.values() for message in messages)
-        alone = sum(message.landing.size for message in messages if message.landing is not None)
+        alone = sum(message.sink.size for message in messages if message.sink is not None)
         return alone + sum(bundle.size for bundle in self._bundles.values())
 
     def _bundled(self) -> dict[int, Bundle]:
@@ -193,7 +196,7 @@ class Reducer:
         overlaps = {(overlap.vector.id, overlap.start): overlap for found in self._owned.values() for overlap in found}
         for place in sorted(self._incoming):
             for message in sorted(self._incoming[place], key=lambda message: message.node):
-                if message.landing is None:
+                if message.sink is None:
                     known = sizes.setdefault(message.worker, [])
                     message.part = len(known)
                     known.append(overlaps[place].prefix + REFERENCE_BYTES)
@@ -206,7 +209,7 @@ class Reducer:
                 worker=member,
                 node=node,
                 tag=_tag(0, overlap, node),
-                landing=None if member in self._shared else Landing(empty(size, torch.uint8)),
+                sink=None if member in self._shared else self._links.sink(empty(size, torch.uint8)),
             )
             for member in members
             if member != self._worker
@@ -232,9 +235,9 @@ class Reducer:
             bundle.post(self._network, step)
         for messages in self._incoming.values():
             for message in messages:
-                if message.landing is not None:
+                if message.sink is not None:
                     message.tag = message.tag._replace(step=step)
-                    self._network.post(message.worker, message.tag, message.landing.bytes)
+                    message.sink.post(message.worker, message.tag)
 
     def restore(self, sums: Mapping[int, Mapping[Node, Parts]]) -> None:
         """Begins with sums that are known already, by vector id."""
@@ -285,7 +288,7 @@ class Reducer:
                     part = overlap.present(local) + self._shared.reference(places[node][start : start + 1])
                     self._told.setdefault(owner, []).append(((vector.id, overlap.start, node), part))
                 else:
-                    self._network.send(owner, _tag(self._step, overlap, node), *overlap.encode(local, itemsize))
+                    self._links.send(owner, _tag(self._step, overlap, node), *overlap.encode(local, itemsize))
 
     def collect(self) -> list[OwnedGradient]:
         """Waits for all parts of what this worker owns and adds them in tree order, uses of a tied parameter in layer order."""
@@ -327,14 +330,13 @@ class Reducer:
                 sums.insert(node, overlap.local(parts), lent=True)
         for message in self._incoming[overlap.vector.id, overlap.start]:
             dtype = self._model.dtype(overlap.vector.home)
-            if message.landing is not None:
-                self._network.receive(message.worker, message.tag)
-                sums.insert(message.node, overlap.decode(message.landing.take(), dtype))
+            if message.sink is not None:
+                sums.insert(message.node, overlap.decode(message.sink, dtype))
             elif message.part is not None:
                 received = self._bundles[message.worker].part(self._network, message.part)
-                reference = bytes_of(received[overlap.prefix :])
+                head, reference = bytes_of(received[: overlap.prefix]), bytes_of(received[overlap.prefix :])
                 memory = self._shared.tensor(message.worker, reference, overlap.stop - overlap.start, dtype)
-                sums.insert(message.node, overlap.parts(received, memory), lent=True)
+                sums.insert(message.node, overlap.parts(head, memory), lent=True)
         return sums.total(overlap.views(self._totals[overlap.vector.id, overlap.start]))
 
     def _add_use(self, own: Overlap, total: Parts, use: Overlap, parts: Parts) -> None:

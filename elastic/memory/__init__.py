@@ -1,7 +1,8 @@
 """The only code that allocates or views memory: parameters, gradients, optimizer state, messages, and buffers for files.
 
 `raw` handles bytes of host memory (without torch, since links and rounds import it), `tensors` the memory that layers compute on,
-`device` which device that is, `pinned` host memory that a device copies to by itself, and `digest` digests contents. On the CPU a tensor
+`device` which device that is, `pinned` host memory that a device copies to by itself, `staging` messages on their way between a device
+and a link, and `digest` digests contents. On the CPU a tensor
 and its bytes on the host share memory; on a device they do not. All other code is written against the contract below.
 `tests/test_memory_rule.py` checks that no code bypasses it. `tests/apart.py` removes the sharing on the CPU and checks that results keep
 their bits; `tests/fakedevice` is a device that is not the CPU.
@@ -24,7 +25,11 @@ tensor must be neither read nor written to. `Landing.take` ends the writing and 
 makes the computation wait for them; so it is called on the CPU too, where the bytes are the tensor.
 
 **Waiting.** The host waits for a device, never the reverse: no kernel waits for a peer, so closing a socket is enough to give up.
-Computation waits for bytes in `take`; links and files wait for computation in `bytes_of`, `values_of` and `now`. Nothing else synchronises.
+Computation waits for bytes in `take`; links and files wait for computation in `bytes_of`, `values_of`, `now` and `Staged.bytes`. Nothing
+else synchronises.
+
+**Staging.** `Staging.down` begins to copy tensors to pinned memory and returns at once; `Staged.bytes` waits for that. `StagedLanding.take`
+begins to copy up, and returns at once too: only the computation waits. Its `bytes` may be written to again after `begin`.
 
 **Digests.** They are integer sums, which do not depend on where they are computed: a device can digest its own memory with the same result.
 """

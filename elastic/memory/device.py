@@ -138,7 +138,7 @@ def unpin(address: int) -> None:
 def clock() -> float:
     """Returns wall-clock seconds once the device has computed what it was given; copies beside the computation are not waited for."""
     if _device is not CPU:
-        torch.accelerator.current_stream(_device).synchronize()
+        _stream().synchronize()
     return time.perf_counter()
 
 
@@ -175,8 +175,13 @@ class Timer:
 
 def _timed() -> Any:
     event = torch.Event(device=_device, enable_timing=True)
-    event.record()
+    event.record(_stream())
     return event
+
+
+def _stream() -> torch.Stream:
+    """Returns the stream that this thread computes on. A thread's current device may be another one."""
+    return torch.accelerator.current_stream(_device)
 
 
 class SideStream:
@@ -190,12 +195,22 @@ class SideStream:
     def after_computation(self) -> Iterator[None]:
         """Work of this block follows all computation that was launched before it."""
         before = torch.Event(device=_device)
-        before.record()
+        before.record(_stream())
         self._stream.wait_event(before)
         with self._stream:
             yield
         self._done = torch.Event(device=_device)
         self._done.record(self._stream)
+
+    @property
+    def last(self) -> Any:
+        """The event behind the copies of the last block; None if there was none, or they were waited for."""
+        return self._done
+
+    def before_computation(self) -> None:
+        """All computation that is launched from now on follows the copies so far; the host does not wait."""
+        if self._done is not None:
+            _stream().wait_event(self._done)
 
     @property
     def over(self) -> bool:

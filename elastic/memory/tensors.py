@@ -158,7 +158,7 @@ class HostBytes:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         """Raises ValueError unless the tensor is contiguous."""
-        self.tensor = _contiguous(tensor)
+        self.tensor = contiguous_only(tensor)
         self._bytes = bytes_of(tensor) if tensor.is_cpu else raw.empty(0)
 
     def now(self) -> np.ndarray:
@@ -173,7 +173,7 @@ class Landing:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         """Raises ValueError unless the tensor is contiguous."""
-        self._tensor = _contiguous(tensor)
+        self._tensor = contiguous_only(tensor)
         flat = tensor.detach().reshape(-1)
         self.bytes: np.ndarray = flat.view(torch.uint8).numpy() if tensor.is_cpu else raw.empty(flat.nbytes)
         """Flat uint8 memory to be filled; it belongs to the writer until `take`."""
@@ -183,6 +183,9 @@ class Landing:
         """Size in bytes."""
         return self.bytes.size
 
+    def begin(self) -> None:
+        """Makes the bytes ready to be written to again, after a `take`."""
+
     def take(self) -> torch.Tensor:
         """Returns the tensor. Call it when the bytes have arrived; all later computation sees them."""
         if not self._tensor.is_cpu and self.bytes.size:
@@ -191,7 +194,8 @@ class Landing:
         return self._tensor
 
 
-def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+def contiguous_only(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor itself. Raises ValueError unless it is contiguous."""
     if not tensor.is_contiguous():
         raise ValueError(f"a tensor of strides {tensor.stride()} and shape {tuple(tensor.shape)} is not contiguous")
     return tensor

@@ -24,6 +24,7 @@ from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.shared import SharedMemory
 from elastic.engine.statistics import Arrays
+from elastic.engine.tensor_links import tensor_links
 from elastic.engine.view_state import Training, ViewState
 from elastic.engine.whole_tensors import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
@@ -70,16 +71,17 @@ class Engine:
         self._rerouted = state.step + 1 if routes else None
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
+        self._links = tensor_links(network)
         self._clip_norms, self._enter, self._skips = training.clip_norms, training.enter, training.skips
         self._scale = training.numerics.scale
         optimizer.owned.bind(state.owned)
-        self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
+        self.executor = Executor(worker, model, first, self._links, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
         self.rest = Rest(period(view), owned_always=not view.fleet.replicas, still=model.spec.frozen)
         self.comparing = Comparing(worker, view, self.rest, state.step)
         self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
-        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest, contents)
+        self.replicator = Replicator(worker, model.spec, self._links, optimizer, state.kept, state.step, self.rest, contents)
         self._contents = contents
         self.executor.noted = contents.sums
         on_device = isinstance(contents, DeviceContents)
@@ -148,7 +150,7 @@ class Engine:
             leaves = self.executor.step(step, batch)
         self._model.watch.end(step)
         self._enter("reduce", step, -1)
-        self._network.flush()  # the previous step's gradients may still be on the way to the replicas
+        self._links.flush()  # the previous step's gradients may still be on the way to the replicas
         self._owned = self.reducer.collect()
         squares = terms(square_sums(self._model.spec, self._owned))
         self._check_rest()
@@ -245,6 +247,7 @@ class Engine:
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.expect(self.step)
+        self._links.push()  # the loop's body follows, and may take long
         if any(name.startswith("buffer ") for name in self._told_running):
             self.abandon()  # taken again, the step must change these buffers again
         else:
@@ -313,6 +316,7 @@ class Engine:
         self.executor.reducer.release()
         self.previous_copies.release()
         self._shared.release()
+        self._links.release()
 
     def resume(self, resumption: Resumption) -> None:
         """Resumes a step that was begun in the previous view, as the first one of this view."""

@@ -16,6 +16,7 @@ from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
+from elastic.engine.tensor_links import tensor_links
 from elastic.engine.view_state import ViewState
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
@@ -26,7 +27,7 @@ from elastic.layout.transfer import Role, Transfer
 from elastic.memory import device, raw
 from elastic.memory.digest import digest
 from elastic.memory.segment import MappedSegment
-from elastic.memory.tensors import Landing, bytes_of, empty, lasting, zeros
+from elastic.memory.tensors import Landing, empty, lasting, zeros
 from elastic.recovery import offers
 from elastic.recovery.gate import check_received
 from elastic.recovery.offers import Contents
@@ -85,6 +86,7 @@ class Migration:
         self._segments = segments
         self._copied_bytes = 0
         self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
+        self._links = tensor_links(network)
         self._before = network.stats.transferred  # read now, since transfers arrive as soon as links stand
         layout = proposal.view.layout
         self._held = [copy for copy in held if copy.step == proposal.resume]
@@ -193,14 +195,14 @@ class Migration:
             GateRefused: if something is missing or differs from the sender's copy.
         """
         installed = time.monotonic()
-        landings = {move: Landing(empty(move.elements, self._dtype(move.state, move.layer))) for _, move in self._incoming}
+        sinks = {move: self._links.sink(empty(move.elements, self._dtype(move.state, move.layer))) for _, move in self._incoming}
         for index, move in self._incoming:
-            self._network.post(move.source, self._tag(index), landings[move].bytes)
+            sinks[move].post(move.source, self._tag(index))
         sent = [self._send(index, move) for index, move in self._outgoing]
+        self._links.push()
         announced, received = {}, {}
         for index, move in self._incoming:
-            self._network.receive(move.source, self._tag(index))
-            received[move] = landings[move].take()
+            received[move] = sinks[move].take()
             said = self._network.receive(move.source, self._tag(index, MessageKind.TRANSFER_DIGEST))
             announced[move] = said.tobytes().decode("ascii", "replace")
         self._move_buffers()
@@ -212,7 +214,7 @@ class Migration:
             self._fill(target, received, filled[id(target)])
         for shard in (*self.state.owned, *self.state.kept) if self._proposal.resume < 0 else ():
             shard.raise_masters()
-        self._network.flush()  # `sent` must live until then
+        self._links.flush()  # `sent` must live until then
         del sent
         bytes_received = self._network.stats.transferred - self._before
         return Moved(
@@ -298,7 +300,7 @@ class Migration:
         return self._sent(index, move, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _sent(self, index: int, move: Transfer, memory: torch.Tensor) -> torch.Tensor:
-        self._network.send(move.destination, self._tag(index), bytes_of(memory))
+        self._links.send(move.destination, self._tag(index), memory)
         self._network.send(move.destination, self._tag(index, MessageKind.TRANSFER_DIGEST), digest(memory).encode())
         return memory
 

@@ -131,8 +131,9 @@ def test_training_goes_on_where_nothing_can_be_saved(
 
 
 @pytest.mark.long
-def test_a_job_falls_back_to_its_own_checkpoints_only(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """Another training of the same model had saved a newer step into the directory: its state was taken silently."""
+def test_a_job_falls_back_to_its_own_checkpoints_only(tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another training of the same model has saved a newer step into the directory. Both workers die, and their state with them."""
+    monkeypatch.setenv("ELASTIC_SEGMENTS", "0")
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     calm = run(tmp_path / "calm", 20, plain=True, workers=1)
     elastic.run(saved_trainings.train, args=[str(theirs), None, 8, False, None, 0.0], workers=1)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from elastic.engine import data, randomness
+from elastic.engine.tensor_links import StagedLinks
 from elastic.memory import device, tensors
 from elastic.memory.device import SideStream
-from elastic.memory.tensors import Landing
+from elastic.memory.staging import Staged, StagedLanding
 from elastic.snapshot.host_copies import HostCopies
 from tests.device import trainings
 
@@ -42,14 +43,29 @@ def no_wait_for_the_computation() -> None:
 
 def nothing_copied_up() -> None:
     """What links receive does not get to the device."""
-    Landing.take = lambda self: self._tensor
+    StagedLanding.take = lambda self: self._tensor
+
+
+def sent_before_it_is_copied() -> None:
+    """Links send what is not on the host yet."""
+    Staged.bytes = lambda self: self._memory.numpy()
+
+
+def no_wait_for_what_came() -> None:
+    """The computation does not wait until what links received is on the device."""
+    SideStream.before_computation = lambda self: None
+
+
+def held_back() -> None:
+    """A worker waits for others while it holds back what they wait for."""
+    StagedLinks.push = lambda self: None
 
 
 def left_on_the_host() -> None:
     """Activations and gradients that were received stay on the host."""
     from elastic.engine import boundary
 
-    boundary.of_bytes = tensors._of_host_bytes
+    boundary.of_bytes = tensors.of_host_bytes
 
 
 def batches_on_the_host() -> None:
@@ -90,6 +106,9 @@ MUTATIONS: tuple[Callable[[], None], ...] = (
     no_wait_for_the_copy,
     no_wait_for_the_computation,
     nothing_copied_up,
+    sent_before_it_is_copied,
+    no_wait_for_what_came,
+    held_back,
     left_on_the_host,
     batches_on_the_host,
     unkeyed,
@@ -102,6 +121,9 @@ FOUND = {
     "no_wait_for_the_copy": "without having waited",
     "no_wait_for_the_computation": "without having waited",
     "nothing_copied_up": "copies of the state differ",
+    "sent_before_it_is_copied": "without having waited",
+    "no_wait_for_what_came": "without having waited",
+    "held_back": "the workers hang",
     "left_on_the_host": "same device",
     "batches_on_the_host": "same device",
     "unkeyed": "other bits",
@@ -112,7 +134,7 @@ FOUND = {
 
 PATH = Path(__file__).parents[2] / "docs" / "gpu.md"
 BEGIN, END = "<!-- mutations: python -m tests.device.mutations -->\n", "<!-- end of mutations -->\n"
-_SHOWN = {"other bits": "the job ends with other bits", "EOFError": "SIGSEGV"}
+_SHOWN = {"other bits": "the job ends with other bits", "EOFError": "SIGSEGV", "the workers hang": "the workers wait for ever"}
 
 
 def table() -> str:

@@ -88,6 +88,18 @@ def test_a_broken_device_is_the_loss_of_its_worker(tmp_path: Path) -> None:
     assert [found["worker"] for found in result.incidents if found["kind"] == "death"] == [1]
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_device_that_vanishes_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    """It cannot be used again, so workers that replace the one that it had cannot join: the others go on."""
+    calm("adamw")
+    monkeypatch.setenv("FAKE_DEVICES_LEFT", str(tmp_path / "left"))
+    arguments = [str(tmp_path), STEPS, 3, 2, gone]
+    options = {"device": "fake", "directory": tmp_path / "run", "workers": 3, "stages": 2, "rebalance": False}
+    result = elastic.run(f"{MODULE}:vanishes", args=arguments, **options)
+    check(tmp_path, result)
+    assert [found["worker"] for found in result.incidents if found["kind"] == "death"] == [2]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_step_that_does_not_fit_the_devices_is_not_tried_for_ever(tmp_path: Path, workers: int) -> None:
     """All workers run out of memory in the update, where no micro-batch is to blame."""
@@ -130,9 +142,14 @@ def test_training_goes_on_with_such_an_operation_if_it_need_not_be_exact() -> No
 def test_a_step_reports_how_long_it_waited_for_the_copy_of_the_state() -> None:
     """Copies of the fake device run only when something waits for them."""
     each, of_all = elastic.run(f"{MODULE}:waits", workers=1, args=[4], device="fake").value
-    assert all(seconds > 0.0 for seconds in each)
+    assert each[0] == 0.0  # the copy with which the view begins was made before
+    assert all(seconds > 0.0 for seconds in each[1:])
     assert sum(each) <= of_all
     assert elastic.run(f"{MODULE}:waits", workers=1, args=[4]).value == [[0.0] * 4, 0.0]
+
+
+def test_a_step_does_not_wait_for_a_copy_that_is_over() -> None:
+    assert elastic.run(f"{MODULE}:waits", workers=1, args=[4, True], device="fake").value == [[0.0] * 4, 0.0]
 
 
 def test_where_pinning_is_refused_copies_block_and_it_says_so(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,30 @@ def broken(job: Any, folder: str, steps: int, breaks: dict[str, int]) -> Any:
         enter(phase, step, micro_batch)
         if phase == "forward" and breaks.get(str(job.worker)) == step:
             fakedevice.fail(torch.device(job.device).index, "uncorrectable ECC error")
+
+    job.enter = entered
+    return outliving.train(job, folder, "adamw", steps, {})
+
+
+LEFT = Path(os.environ.get("FAKE_DEVICES_LEFT", "none"))
+if LEFT.exists():
+    torch.fake.device_count = lambda: int(LEFT.read_text())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def vanishes(job: Any, folder: str, steps: int, step: int, place: int, gone: bool) -> Any:
+    """The device with this number breaks in the forward of a step, for all processes; if it is `gone`, torch does not even list it."""
+    broken = Path(folder, "broken")
+    if broken.exists() and job.device == f"fake:{place}":
+        fakedevice.fail(place, "fell off the bus")
+    enter = job.enter
+
+    def entered(phase: str, at: int, micro_batch: int = -1) -> None:
+        enter(phase, at, micro_batch)
+        if phase == "forward" and at == step and job.device == f"fake:{place}":
+            broken.touch()
+            if gone:
+                LEFT.write_text(str(place))
+            fakedevice.fail(place, "fell off the bus")
 
     job.enter = entered
     return outliving.train(job, folder, "adamw", steps, {})
@@ -100,10 +125,16 @@ def undetermined(job: Any, part: str, exact: bool) -> Any:
     return [report.step for report in trainer.run(2)]
 
 
-def waits(job: Any, steps: int) -> Any:
-    """Returns for how long each step waited for the copy of the state, and what the worker's statistics say."""
+def waits(job: Any, steps: int, over: bool = False) -> Any:
+    """Returns for how long each step waited for the copy of the state, and what the worker's statistics say.
+
+    With `over`, everything that the device was given is done before a step would wait.
+    """
     from elastic import Trainer
 
+    if over:
+        enter = job.enter
+        job.enter = lambda phase, *where: (enter(phase, *where), phase == "ready" and torch.accelerator.synchronize())
     layers = [torch.nn.Linear(models.WIDTH, models.WIDTH)]
     trainer = Trainer(layers, models.cross_entropy, models.adamw, models.Rows(), batch_size=8, micro_batch_size=4)
     each = [report.copy_wait_s for report in trainer.run(steps)]

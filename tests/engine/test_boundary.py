@@ -10,6 +10,7 @@ import torch
 from elastic.engine.boundary import LEAF, Crossing, contiguous, decode, encode, flatten, unflatten
 from elastic.engine.structure import found_class, takes_keywords
 from elastic.errors import TrainerError
+from elastic.memory.tensors import bytes_of
 
 
 class Output(OrderedDict):
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
 
 
 def over_the_wire(crossing: Crossing) -> Crossing:
-    parts = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in encode(crossing)]
+    parts = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else bytes_of(part) for part in encode(crossing)]
     message = np.concatenate(parts)
     aligned = np.empty(message.size + 64, np.uint8)
     start = -aligned.ctypes.data % 64

@@ -20,8 +20,10 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.salvage import Resumption, Salvage, joined
 from elastic.engine.shared import SharedMemory
+from elastic.engine.tensor_links import tensor_links
 from elastic.errors import Interrupted
 from elastic.layout.layout import spread
+from elastic.memory.tensors import bytes_of
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
@@ -83,7 +85,7 @@ class Alone:
             crossing = Crossing(structure=None, tensors=(value, None), differentiable=())
         else:
             crossing = Crossing(structure=(LEAF, LEAF), tensors=(value, code(tag.b)), differentiable=(True, False))
-        return np.concatenate([np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in encode(crossing)])
+        return np.concatenate([np.frombuffer(part, np.uint8) if isinstance(part, bytes) else bytes_of(part) for part in encode(crossing)])
 
 
 def code(micro_batch: int) -> torch.Tensor:
@@ -121,7 +123,7 @@ def executor_of(worker: int, model: LayeredModel, view: View, last: int | None) 
     numerics = Numerics(seed=0, autocast=None, checkpoint=None)
     network: Any = Alone(worker, last)
     shared = SharedMemory(worker, view, {})
-    return Executor(worker, model, view, network, numerics, lambda output, _: output[0].sum(), lambda *_: None, shared)
+    return Executor(worker, model, view, tensor_links(network), numerics, lambda output, _: output[0].sum(), lambda *_: None, shared)
 
 
 def inventory(worker: int, salvage: Salvage | None) -> Inventory:
@@ -215,7 +217,8 @@ def test_a_gradient_in_flight_stays_what_it_is_if_links_break_when_its_sum_is_se
     model, workload = model_of(["own"] * (LAYERS - 1)), workload_of(4, 4)
     before = plan_of((range(2), (0,), (0, 0, 0, 0)), (range(2, LAYERS), (1, 2), (1, 1, 2, 2)))
     executor = executor_of(1, model, view_of(before, model, workload), None)
-    executor.reducer._network = Loses(1, None)  # pyright: ignore[reportAttributeAccessIssue]
+    network: Any = Loses(1, None)
+    executor.reducer._links = tensor_links(network)
     with pytest.raises(Interrupted):
         executor.step(STEP, batch)
     (salvage,) = executor.salvages()

@@ -10,7 +10,7 @@ It is as strict as a real device, or stricter:
 - Its generators are its own; a context does not survive a fork; `fail` breaks a device for good, as sticky errors of CUDA do.
 
 `FAKE_DEVICES` is the number of devices (4), `FAKE_DEVICE_BYTES` the memory of each (512 MiB); with
-`FAKE_DEVICE_PINS=0` memory of others cannot be pinned. The extension is built on the first import,
+`FAKE_DEVICE_PINS=0` no memory can be pinned. The extension is built on the first import,
 in `build/fakedevice` of the checkout.
 """
 

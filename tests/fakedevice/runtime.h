@@ -152,6 +152,7 @@ struct PinnedMemory final : public c10::Allocator {
     std::free(address);
   }
   c10::DataPtr allocate(size_t bytes) override {
+    TORCH_CHECK(from_environment("FAKE_DEVICE_PINS", 1), "the fake device may not pin ", bytes, " bytes");
     void* address = bytes ? std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT) : nullptr;
     if (address) pin(static_cast<char*>(address), bytes);
     return {address, address, &give_back, c10::Device(c10::DeviceType::CPU)};

@@ -14,6 +14,7 @@ from elastic.comm import LoopbackHub, LoopbackNetwork
 from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.shard import Shard
+from elastic.engine.tensor_links import tensor_links
 from elastic.engine.view_state import initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.layout import spread
@@ -59,7 +60,7 @@ class Worker:
         state = initial_state(worker, model, self.optimizer, SimpleNamespace(layout=self.layout))  # pyright: ignore[reportArgumentType]
         self.optimizer.owned.bind(state.owned)
         self.network = LoopbackNetwork(worker, hub)
-        self.replicator = Replicator(worker, model.spec, self.network, self.optimizer, state.kept, -1)
+        self.replicator = Replicator(worker, model.spec, tensor_links(self.network), self.optimizer, state.kept, -1)
         self.previous_copies = PreviousCopies(self.optimizer)
 
     @property
