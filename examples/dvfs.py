@@ -57,6 +57,7 @@ class Watcher:
         self._standin, self._directory, self._kills = standin, directory, kills
         self.samples: list[Sample] = []
         self.killed_at: float | None = None
+        self.before_kill: dict[str, Any] = {}  # the energy figures of the first view: later ones have nothing to be compared with
         self._held_since: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -85,7 +86,7 @@ class Watcher:
         if now - self._held_since > 2.0:
             member = json.loads((self._directory / "members.json").read_text())["members"][-1]
             os.kill(member["pid"], signal.SIGKILL)
-            self.killed_at = now
+            self.killed_at, self.before_kill = now, told
 
 
 def energy_of(directory: Path) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def trained(mode: Mode, standin: StandIn, base: Path, arguments: argparse.Namesp
             name=f"dvfs-{mode}",
             progress=False,
         )
-    return result.value, watcher, energy_of(directory / "run")
+    return result.value, watcher, watcher.before_kill or energy_of(directory / "run")
 
 
 def steps_of(base: Path, mode: str) -> list[dict[str, Any]]:
@@ -174,9 +175,11 @@ def _plain(arguments: argparse.Namespace, standin: StandIn, base: Path) -> Any:
 def _show(found: dict[str, Any]) -> None:
     energy = found["energy"]
     before, now = energy.get("usual"), energy.get("now")
-    if before and now:
+    if before and now and before["joules"] and now["joules"]:
+        took = " and ".join(f"{each['step_s']:.4g} s, {each['joules']:.4g} J" for each in (before, now))
+        saved, longer = 1 - now["joules"] / before["joules"], now["step_s"] / before["step_s"] - 1
         print(
-            f"usual clocks: {before['step_s']:.4g} s, {before['joules']:.4g} J a step; last: {now['step_s']:.4g} s, {now['joules']:.4g} J"
+            f"a step with the usual and the chosen clocks: {took}: {-100 * saved:+.1f} % of the energy, {100 * longer:+.1f} % of the time"
         )
     print(f"clocks at the end: {'all as they were found' if not any(found['locked_at_the_end']) else found['locked_at_the_end']}")
     if "value_without_clocks" in found:

@@ -19,6 +19,8 @@ from elastic.power.nvml import Nvml
 
 _CONNECT_S, _ANSWER_S, _CLOSE_S = 2.0, 20.0, 4.0
 _RESTARTS, _WITHIN_S = 3, 60.0
+_BACK_S, _LOOK_S = 5.0, 0.1
+"""How long a power daemon that has ended is waited for: what starts it again takes some time."""
 
 
 class Clocks:
@@ -61,6 +63,7 @@ class Clocks:
         Returns sentences on those that cannot be restored. Raises PowerError if guardians die again and again: then all clocks are
         restored, as far as they can be, and none is set any more.
         """
+        back_s = _BACK_S if self._guardian is None else 0.0
         complaints = self._ended()
         now = time.monotonic()
         self._began = [at for at in self._began if now - at < _WITHIN_S]
@@ -76,10 +79,11 @@ class Clocks:
                 condition=Condition.UNKNOWN.value,
             )
         try:
-            self._channel = self._connected()
+            self._channel = self._connected(back_s)
         except PowerError as error:
-            raise PowerError("; ".join([*complaints, str(error)]), condition=error.condition) from error
-        return complaints
+            why = f"the process that keeps the clocks has ended, and no clock is set any more in this job: {error}"
+            raise PowerError("; ".join([*complaints, why]), condition=error.condition) from error
+        return complaints if self._guardian is not None else []  # a daemon restores what another one left before it listens
 
     def close(self) -> list[str]:
         """Restores all clocks, also if the guardian does not do it. Returns sentences on those that cannot be restored."""
@@ -106,9 +110,11 @@ class Clocks:
             return []
         return [f"the power daemon has ended or does not answer: it restores the clock of {', '.join(locked)} when it is started again"]
 
-    def _connected(self) -> Channel:
+    def _connected(self, back_s: float = 0.0) -> Channel:
+        """Connects to the daemon, for which it waits `back_s` seconds, or starts a guardian."""
         self._began.append(time.monotonic())
-        sock = self._daemon_socket()
+        while (sock := self._daemon_socket()) is None and time.monotonic() < self._began[-1] + back_s:
+            time.sleep(_LOOK_S)  # nothing tells when another process listens
         if sock is None:
             sock, theirs = socket.socketpair()
             with theirs:

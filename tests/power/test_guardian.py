@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -301,7 +302,31 @@ def test_the_daemon_restores_a_clock_later_if_its_gpu_was_lost(standin, socket_p
 
 
 @pytest.mark.long
-def test_a_daemon_that_is_killed_is_named_with_the_clocks_that_it_left(standin, socket_path, tmp_path):
+def test_a_daemon_that_is_started_again_is_waited_for(standin, socket_path, tmp_path):
+    power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+    clocks = Clocks("a", tmp_path / "clocks", socket_path)
+    clocks.lock(standin.uuids[0], 1080)
+    power.end(signal.SIGKILL)
+    assert clocks.lost
+    with ThreadPoolExecutor(1) as pool:
+        renewed = pool.submit(clocks.renew)
+        assert standin.locked[0] == 1080
+        power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+        assert renewed.result(30) == []
+    try:
+        assert standin.locked[0] == 0
+        assert clocks._guardian is None
+        assert clocks.lock(standin.uuids[0], 990) in (990, standin.gpus[0].idle_mhz)
+        assert standin.locked[0] == 990
+        assert clocks.close() == []
+        assert standin.locked[0] == 0
+    finally:
+        power.end()
+
+
+@pytest.mark.long
+def test_a_daemon_that_is_killed_is_named_with_the_clocks_that_it_left(standin, socket_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("elastic.power.clocks._BACK_S", 0.2)
     power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
     try:
         clocks = Clocks("a", tmp_path / "clocks", socket_path)
@@ -323,14 +348,16 @@ def test_a_daemon_that_is_killed_is_named_with_the_clocks_that_it_left(standin, 
 
 
 @pytest.mark.long
-def test_a_successor_that_cannot_start_does_not_hide_what_is_left(standin, socket_path, tmp_path):
+def test_a_successor_that_cannot_start_does_not_hide_what_is_left(standin, socket_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("elastic.power.clocks._BACK_S", 0.2)
     power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
     clocks = Clocks("a", tmp_path / "clocks", socket_path)
     clocks.lock(standin.uuids[0], 1080)
     power.end(signal.SIGKILL)
     (tmp_path / "clocks").mkdir()
     (tmp_path / "clocks").chmod(0o777)
-    with pytest.raises(PowerError, match=r"the power daemon has ended or does not answer: .*; records of clocks cannot be kept"):
+    why = "the process that keeps the clocks has ended, and no clock is set any more in this job: records of clocks cannot be kept"
+    with pytest.raises(PowerError, match=rf"the power daemon has ended or does not answer: .*; {why}"):
         clocks.renew()
     assert clocks.close() == []
 
