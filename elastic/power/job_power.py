@@ -75,7 +75,7 @@ class JobPower:
         self._efforts: dict[int, _Effort] = {}
         self._tokens = 0
         self._frontier: tuple[Clocked, ...] = ()
-        self._drawn_for: tuple[int, int] | None = None  # epoch and number of models of the frontier
+        self._drawn_for: tuple[int, int, float] | None = None  # epoch, number of models and delay of messages of the frontier
         self._clocking: Clocking | None = None
         self._view: View | None = None
         self._missed = False  # the user was told which worker has no GPU
@@ -239,7 +239,7 @@ class JobPower:
     def _refresh(self) -> None:
         """Makes what has been measured known to the planner and to the user."""
         self._share()
-        drawn_for = (0 if self.cycle.view is None else self.cycle.view.epoch), len(self.cycle.choices)
+        drawn_for = (0 if self.cycle.view is None else self.cycle.view.epoch), len(self.cycle.choices), self.cycle.message_s
         if drawn_for != self._drawn_for:
             self._drawn_for, self._frontier = drawn_for, tuple(self.cycle.frontier())
         self._write()
@@ -294,10 +294,12 @@ class JobPower:
 
     def _look(self) -> None:
         """Reads GPUs without a counter, takes Xid events, and replaces a guardian that has died."""
+        began = time.perf_counter()
         self._faults.look()
         for worker, device in list(self._devices.items()):
             if not device.counts:
                 self._read(worker)
+        self._reading_s += time.perf_counter() - began
         if self._clocks is not None and self._clocks.lost:
             self._renew()
 

@@ -72,6 +72,11 @@ MIDWAY: dict[str, tuple[Begin, Begin, str]] = {
         lambda standin: setattr(standin.state, "gone", 0),
         "uninitialised",
     ),
+    "clocks that are not supported any more": (
+        lambda standin: every(standin, graphics_count=2),
+        lambda standin: every(standin, graphics_count=len(GpuKind().graphics)),
+        "the nearest of its 2 clocks is",
+    ),
     "a counter that begins again": (lambda standin: every(standin, energy_j=0.0), lambda _: None, ""),
     "a counter that freezes": (lambda standin: every(standin, energy_reads=FROZEN), lambda _: None, ""),
 }
@@ -107,6 +112,19 @@ def test_a_counter_that_wraps_is_counted_on(standin, tmp_path):
     now, idle = training.energy["now"], sum(gpu.idle_w for gpu in standin.gpus[:2])
     assert idle * now["step_s"] < now["joules"] < 6 * idle * now["step_s"]
     assert training.energy["models"]
+
+
+def test_a_record_of_another_boot_does_not_let_a_job_touch_the_clock_of_today(standin, tmp_path, capfd, plain):
+    uuid, directory = standin.uuids[0], tmp_path / "clocks"
+    owned = Records(directory, "a-boot-before").own(uuid)
+    owned.record("of-that-boot", 1080)
+    owned.release()
+    standin.gpus[0].locked_min = standin.gpus[0].locked_max = 1215  # an operator has locked it since
+    assert Training(standin, tmp_path / "a", steps=STEPS).run("energy").value == plain
+    assert "locked to 1215 MHz by somebody else" in capfd.readouterr().err
+    assert standin.locked == [1215, 0, 0, 0]
+    assert standin.gpus[0].resets == 0
+    assert Records(directory).uuids() == []
 
 
 def test_a_gpu_of_another_job_is_left_as_that_one_set_it(standin, tmp_path, capfd, plain):
