@@ -1,8 +1,9 @@
-"""The frame that a thread of this process executes.
+"""The frames that a thread of this process executes.
 
 `sys._current_frames` holds the interpreter's lock on its list of threads while it makes objects, and so may begin a garbage collection.
 Code that this runs may hand the global interpreter lock to a thread that waits for the list, because it starts or ends: then both wait for
-ever (CPython issue 106883, found in Python 3.11.7).
+ever (CPython issue 106883, found in Python 3.11.7). The same holds for `frame.f_back` of a running thread, which makes an object for the
+frame behind it: if that thread goes on during a collection, the frame is gone, and the process dies by SIGSEGV.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from types import FrameType
 _one_at_a_time = threading.Lock()
 
 
-def frame_of(thread: int) -> FrameType | None:
-    """Returns the frame that the thread with this identifier executes now, None if there is none. No garbage is collected meanwhile."""
+def stack_of(thread: int) -> list[FrameType]:
+    """Returns the frames that the thread with this identifier executes now, innermost first. No garbage is collected meanwhile."""
     with _one_at_a_time:
         collects = gc.isenabled()
         gc.disable()
         try:
-            return sys._current_frames().get(thread)
+            frame, found = sys._current_frames().get(thread), list[FrameType]()
+            while frame is not None:
+                found.append(frame)
+                frame = frame.f_back
+            return found
         finally:
             if collects:
                 gc.enable()

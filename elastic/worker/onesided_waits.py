@@ -15,12 +15,13 @@ import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from types import FrameType
 
-from elastic.host.frames import frame_of
+from elastic.host.frames import stack_of
 from elastic.worker.job import Job
 
 _EVERY_S, _LONG_S = 1.0, 2.0
@@ -103,12 +104,12 @@ class WaitReporter:
         since = self._busy[1] if now is None else now[1]
         if last is None or time.monotonic() - since < _LONG_S:
             return
-        frame = frame_of(thread)  # read only now, since it creates objects for running frames
-        called = _called(frame)
-        self._tell_code(_users(frame))
+        stack = stack_of(thread)  # read only now, since it creates objects for running frames
+        called = _called(stack)
+        self._tell_code(_users(stack))
         if now is not None:
             self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": called or "a Trainer's call"}})
-        elif called is None and (where := _users(frame)):
+        elif called is None and (where := _users(stack)):
             self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
 
     def _tell_code(self, where: str) -> None:
@@ -125,23 +126,21 @@ def _tell(waiting: weakref.ref[WaitReporter], thread: int) -> None:
         time.sleep(_EVERY_S)
 
 
-def _called(frame: FrameType | None) -> str | None:
+def _called(stack: Sequence[FrameType]) -> str | None:
     """Returns the Trainer's method that the user's code has called, and where; None if there is none on this stack."""
-    while frame is not None and (behind := frame.f_back) is not None:
+    for frame, behind in pairwise(stack):
         owner = _TRAINERS.get(frame.f_code.co_filename)
         if owner is not None and not behind.f_code.co_filename.startswith(_HERE):
             return f"{owner}.{frame.f_code.co_name}() {_place(behind)}"
-        frame = behind
     return None
 
 
-def _users(frame: FrameType | None) -> str:
+def _users(stack: Sequence[FrameType]) -> str:
     """Returns the user's line that is running; empty if train_fn has returned."""
-    while frame is not None:
+    for frame in stack:
         file = frame.f_code.co_filename
         if "site-packages" not in file and not file.startswith((_HERE, _LIBRARY, "<frozen")):
             return _place(frame)
-        frame = frame.f_back
     return ""
 
 

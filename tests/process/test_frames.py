@@ -1,4 +1,4 @@
-"""The frame of a thread is found while garbage is due, and while other threads begin and end: this is where the interpreter can lock up."""
+"""A thread's frames are found while garbage is due, and while other threads begin and end: this is where the interpreter can lock up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 
-from elastic.host.frames import frame_of
+from elastic.host.frames import stack_of
 
 _ROUNDS = 100  # `sys._current_frames` alone locks up within the first ten
 _PROGRAM = f"""
 import gc, threading, time
-from elastic.host.frames import frame_of
+from elastic.host.frames import stack_of
 
 class Cycle:
     def __init__(self):
@@ -41,7 +41,7 @@ for thread in threads:
 Cycle()
 gc.set_threshold(1)
 for _ in range({_ROUNDS}):
-    assert frame_of(threads[0].ident) is not None
+    assert stack_of(threads[0].ident)
 ended.set()
 for thread in threads:
     thread.join()
@@ -55,18 +55,14 @@ def test_no_garbage_is_collected_while_the_list_of_threads_is_locked() -> None:
 
 
 def test_the_frame_is_that_of_the_thread_and_the_collector_is_as_before() -> None:
-    frame = frame_of(threading.get_ident())
-    assert frame is not None
-    names = []
-    while frame is not None:
-        names.append(frame.f_code.co_name)
-        frame = frame.f_back
+    names = [frame.f_code.co_name for frame in stack_of(threading.get_ident())]
+    assert names[0] == "stack_of"
     assert "test_the_frame_is_that_of_the_thread_and_the_collector_is_as_before" in names
-    assert frame_of(-1) is None
+    assert stack_of(-1) == []
     assert gc.isenabled()
     gc.disable()
     try:
-        frame_of(threading.get_ident())
+        stack_of(threading.get_ident())
         assert not gc.isenabled()
     finally:
         gc.enable()
