@@ -121,6 +121,8 @@ class StagedLinks(TensorLinks):
 
     Messages are sent in order, each when it has been copied: that is looked at when the next one is sent. A worker that would wait for a
     message hands over all of its own first, so no two workers wait for what the other one holds back.
+
+    Only the thread that trains may use it, and wait for messages.
     """
 
     def __init__(self, network: Endpoint) -> None:
