@@ -104,8 +104,8 @@ def main(
     ms: Annotated[float, typer.Option(help="Milliseconds of a sample.")] = 2.0,
     processes: Annotated[int, typer.Option(min=1, help="num_workers, of each worker.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Workers of our job.")] = 2,
-    steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 60,
-    warm_up: Annotated[int, typer.Option(min=1, help="Steps of it that do not count: processes start in them.")] = 15,
+    steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 150,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps of it that do not count: processes start in them.")] = 80,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each mode.")] = 3,
     path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ def test_a_script_is_there(command: Command) -> None:
 
 
 @cache
-def helped(script: str) -> str:
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def helped(words: tuple[str, ...]) -> str:
+    done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -153,5 +154,5 @@ def helped(script: str) -> str:
 @pytest.mark.long
 @pytest.mark.parametrize("command", [each for each in SCRIPTS if any(word.startswith("--") for word in each.values[0].words)])
 def test_a_script_has_the_options(command: Command) -> None:
-    text = helped(command.words[1])
+    text = helped(tuple(takewhile(lambda word: not word.startswith("--"), command.words[1:])))
     assert [word for word in command.words if word.startswith("--") and word.partition("=")[0] not in text] == []

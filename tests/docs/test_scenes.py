@@ -128,7 +128,8 @@ def test_the_body_of_the_page_of_plain_loops_runs(tmp_path: Path, leftovers: Lef
 
 
 @pytest.mark.long
-def test_the_trainer_of_the_page_of_models_runs(tmp_path: Path, leftovers: Leftovers) -> None:
+def test_the_trainer_of_the_page_of_models_runs(tmp_path: Path, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     transformers = pytest.importorskip("transformers", reason="make test-peers")
     sizes = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "model")

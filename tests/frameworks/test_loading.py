@@ -53,6 +53,13 @@ NOTES = """
     if Path("/proc/self/comm").read_text().startswith("elastic-load"):
         Path("loaded").touch()
 """
+SEEDED = "    torch.manual_seed(1)\n"
+WAITS = """
+    from elastic.worker.loading.pool import Pool
+    from tests.loading import data
+
+    Pool.start = data.wait_for_processes
+"""
 
 
 @pytest.mark.timeout(600)
@@ -62,7 +69,8 @@ def test_processes_load_for_a_trainer_of_transformers(tmp_path: Path, monkeypatc
         pytest.importorskip(package, reason=f"needs {package}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     plain = (ROOT / "examples" / "hf_trainer.py").read_text().replace("num_train_epochs=4", "num_train_epochs=2")
-    loads = plain.replace("import random\n", "import random\nfrom pathlib import Path\n").replace(DOCUMENTED, DOCUMENTED + NOTES)
+    loads = plain.replace("import random\n", "import random\nfrom pathlib import Path\n")
+    loads = loads.replace(DOCUMENTED, DOCUMENTED + NOTES).replace(SEEDED, SEEDED + WAITS)
     digests = []
     for name, text, workers in (("one", plain, "1"), ("two", loads.replace("use_cpu=True", "use_cpu=True, dataloader_num_workers=2"), "2")):
         (tmp_path / f"{name}.py").write_text(text)
