@@ -2,6 +2,11 @@
 
 The result is free of deadlock at any speeds: the simulated run is a valid order of all actions.
 
+By default a free worker never waits while it can run something. That can be slow where stages or their numbers of workers differ: a worker
+that runs a forward just before the gradient of an earlier micro-batch arrives delays all stages below, and again with each micro-batch. A
+*patient* worker waits for that gradient once it has as many micro-batches in flight as it may (1F1B's order). With some routes such workers
+wait for each other for ever: then the run ends early, and `complete` is false.
+
 A backward may be *split* (Qi et al., "Zero Bubble Pipeline Parallelism", 2023): the gradient of the stage's input is computed first, since
 the stage below waits for it, and those of its weights when nothing else can be computed. A stage that splits its backwards may hold one
 micro-batch more than 1F1B's bound, so none holds more than the first stage does. The first stage does not split: nobody waits for it.
@@ -74,8 +79,10 @@ class _SimulatedWorker:
 class Scheduler:
     """Repeatedly runs the earliest possible action of all workers; actions that it enables can only start later."""
 
-    def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool = False) -> None:
-        self.timing, self.last, self._split = timing, len(timing.members) - 1, split
+    def __init__(
+        self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, *, split: bool = False, patient: bool = False
+    ) -> None:
+        self.timing, self.last, self._split, self._patient = timing, len(timing.members) - 1, split, patient
         self._workload, self._routes = workload, routes
         self.workers: dict[int, _SimulatedWorker] = {}
         self.home: list[list[_SimulatedWorker]] = []
@@ -121,6 +128,16 @@ class Scheduler:
             yield
         return max(worker.free for worker in self.workers.values())
 
+    @property
+    def complete(self) -> bool:
+        """Whether all actions have been run."""
+        return all(worker.backwards == len(worker.micro_batches) for worker in self.workers.values())
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that the busiest worker has waited between its actions; of equally busy ones, the least."""
+        return min((-busy_s, waited_s) for busy_s, waited_s in map(_busy_and_waited, self.workers.values()))[1]
+
     def _start(self, worker: _SimulatedWorker, start: float, what: int) -> None:
         worker.free, stage = start + worker.seconds[what], worker.stage
         if what == _FORWARD:
@@ -161,7 +178,8 @@ class Scheduler:
         """Updates the earliest action that the worker can start, as far as known."""
         free, forwards, backwards = worker.free, worker.forwards, worker.backwards
         start, what = math.inf, _INPUT if worker.split else _BACKWARD
-        if backwards < forwards:
+        waits = forwards - backwards >= worker.bound or forwards == len(worker.micro_batches)
+        if backwards < forwards and (waits or not self._patient):
             start = max(self.gradients[worker.stage][worker.micro_batches[backwards]], free)
         room = forwards - backwards < worker.bound and forwards - worker.weights <= worker.bound
         # If backwards are split, a forward is first: the stage above would run out of work before the one below does.
@@ -176,3 +194,11 @@ class Scheduler:
         elif worker.next is None or worker.next[:2] != (start, what):
             worker.next = start, what, worker.place
             heappush(self.agenda, worker.next)
+
+
+def _busy_and_waited(worker: _SimulatedWorker) -> tuple[float, float]:
+    """Returns the seconds of the worker's actions, rounded so that equal work is equal, and those between them."""
+    if not worker.starts:
+        return 0.0, 0.0
+    busy_s = sum(worker.seconds[number & 3] for number in worker.ran)
+    return float(f"{busy_s:.9g}"), worker.free - worker.starts[0] - busy_s

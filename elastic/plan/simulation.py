@@ -18,21 +18,36 @@ from elastic.plan.timeline import Span, StepTimeline
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
+WAITS = 0.02
+"""The share of a step that its busiest worker may wait between its actions before another order is tried."""
+
 
 def simulate(
     workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
     """Returns the schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
-    scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages), split)
-    seconds = finish(scheduler.running())
+    scheduler, seconds = finish(_best(workload, routes, timing or Timing.of(workload, stages), split))
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
 def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> Generator[None, None, float]:
     """Returns the seconds until the last action ends; yields every few milliseconds."""
-    scheduler = Scheduler(workload, routes, timing)
     yield
-    return (yield from scheduler.running())
+    return (yield from _best(workload, routes, timing, split=False))[1]
+
+
+def _best(
+    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool
+) -> Generator[None, None, tuple[Scheduler, float]]:
+    """Runs the step; if its busiest worker waits for long, also with patient workers. Returns the faster run, and its seconds."""
+    scheduler = Scheduler(workload, routes, timing, split=split)
+    seconds = yield from scheduler.running()
+    if not split and scheduler.waited_s > WAITS * seconds:
+        patient = Scheduler(workload, routes, timing, patient=True)
+        patient_s = yield from patient.running()
+        if patient.complete and patient_s < seconds:
+            return patient, patient_s
+    return scheduler, seconds
 
 
 def judge(
@@ -40,8 +55,7 @@ def judge(
 ) -> StepTimeline:
     """Returns the timeline of a plan's whole step: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
-    scheduler = Scheduler(workload, routes, timing, split)
-    finish(scheduler.running())
+    scheduler, _ = finish(_best(workload, routes, timing, split))
     spans: dict[int, list[Span]] = {}
     for number, state in scheduler.workers.items():
         pace = timing.paces[number]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plan_strategies import few, positive_eighths
+from plan_strategies import few, planned, positive_eighths
+from schedule_checks import validate
 from schedule_strategies import actions_of, cases, column, compute_end_s, latest_end, link_s, seconds_of, updating
 
+from elastic.plan.scheduling import Scheduler
 from elastic.plan.simulation import judge, simulate
+from elastic.plan.slicing import finish
 from elastic.plan.timing import Timing
 
 pairs = st.tuples(positive_eighths, positive_eighths)
@@ -107,3 +111,35 @@ def test_synchronisation_overlaps_with_other_stages():
     assert judge(*case, timing=replace(timing, sync_s=(0.0, 3.0))).end_s == base + 1
     assert judge(*case, timing=updating(replace(timing, sync_s=(0.5, 0.0)), {0: 0.25})).end_s == base + 0.75
     assert judge(*case, timing=updating(timing, {1: 1.0})).end_s == base
+
+
+@pytest.mark.parametrize("slow", range(4))
+def test_a_slow_stage_is_not_kept_waiting_for_others(slow):
+    """A worker that never waits, though the gradient comes soon, makes steps up to a quarter longer (1.25 of the busiest stage's time)."""
+    seconds = [(8 * (3 if at == slow else 2), 16 * (3 if at == slow else 2)) for at in range(4)]
+    workload, stages, routes = column(seconds, 64)
+    busiest_s = 64 * sum(seconds[slow])
+    fill_and_drain_s = sum(map(sum, seconds)) - sum(seconds[slow])
+    lists, step_s = simulate(workload, stages, routes)
+    validate(lists, workload, routes)
+    assert step_s <= busiest_s + fill_and_drain_s
+
+
+@few
+@given(planned())
+def test_no_step_takes_longer_than_with_workers_that_never_wait(case):
+    workload, stages, routes = case
+    eager = Scheduler(workload, routes, Timing.of(workload, stages))
+    assert simulate(workload, stages, routes)[1] <= finish(eager.running())
+    assert eager.complete
+
+
+def test_workers_that_would_wait_for_each_other_do_not():
+    """Patient, a worker of the second stage wants three forwards first, and the first stage wants a gradient before it sends the third."""
+    workload, stages, _ = column([(1, 2)] * 4, 16, [1, 2, 2, 2])
+    routes = [[stage.members[grain % len(stage.members)] for grain in range(16)] for stage in stages]
+    patient = Scheduler(workload, routes, Timing.of(workload, stages), patient=True)
+    finish(patient.running())
+    assert not patient.complete
+    lists, _ = simulate(workload, stages, routes)
+    validate(lists, workload, routes)
