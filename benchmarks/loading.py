@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 import elastic
 
 Kind = Literal["waits", "computes"]
-BATCH, MICRO_BATCH, SAMPLES = 64, 8, 4096
+BATCH, MICRO_BATCH, SAMPLES = 64, 8, 1 << 14
 app = typer.Typer(add_completion=False)
 
 
@@ -104,7 +104,7 @@ def main(
     ms: Annotated[float, typer.Option(help="Milliseconds of a sample.")] = 2.0,
     processes: Annotated[int, typer.Option(min=1, help="num_workers, of each worker.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Workers of our job.")] = 2,
-    steps: Annotated[int, typer.Option(min=20, help="Steps of a run.")] = 150,
+    steps: Annotated[int, typer.Option(min=20, max=SAMPLES // BATCH, help="Steps of a run.")] = 150,
     warm_up: Annotated[int, typer.Option(min=1, help="Steps of it that do not count: processes start in them.")] = 80,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each mode.")] = 3,
     path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
@@ -112,6 +112,8 @@ def main(
     """Prints seconds a step, with and without processes."""
     if kind not in ("waits", "computes"):
         raise typer.BadParameter(f"--kind {kind}: use waits or computes")
+    if warm_up > steps - 2:
+        raise typer.BadParameter(f"--warm-up {warm_up}: two steps at least must count, of {steps}")
     digests: set[str] = set()
 
     def of_ours(count: int) -> list[float]:
