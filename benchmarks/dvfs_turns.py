@@ -79,8 +79,8 @@ class Turns:
         for number in range(2 * self._rounds):
             turn = Turn(chosen=number % 2 == 1)
             for gpu in gpus:
-                if turn.chosen and chosen[gpu.uuid]:
-                    gpu.lock(chosen[gpu.uuid])
+                if turn.chosen and (clock := chosen[gpu.uuid]):
+                    gpu.lock(clock)
                 else:
                     gpu.unlock()
             if not self._watched(turn, gpus):
