@@ -2,8 +2,8 @@
 
 `sys._current_frames` holds the interpreter's lock on its list of threads while it makes objects, and so may begin a garbage collection.
 Code that this runs may hand the global interpreter lock to a thread that waits for the list, because it starts or ends: then both wait for
-ever (CPython issue 106883, found in Python 3.11.7). The same holds for `frame.f_back` of a running thread, which makes an object for the
-frame behind it: if that thread goes on during a collection, the frame is gone, and the process dies by SIGSEGV.
+ever (CPython issue 106883, found in Python 3.11.7). `frame.f_back` of a running thread makes objects too. A worker has died by SIGSEGV
+there once: probably a collection let that thread go on, and the frame was gone. This could not be repeated.
 """
 
 from __future__ import annotations
