@@ -40,7 +40,7 @@ from benchmarks.zeus_profiles import GPUS, choices_of, load  # noqa: E402
 from elastic.plan.clock_search import ClockSearch  # noqa: E402
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPoint, JobSteps, Mode  # noqa: E402
 from elastic.plan.fleet import Fleet  # noqa: E402
-from elastic.plan.plan import Stage  # noqa: E402
+from elastic.plan.plan import Plan, Stage  # noqa: E402
 from elastic.plan.workload import LayerCost, Workload  # noqa: E402
 from elastic.power.nvml import Nvml  # noqa: E402
 from examples.dvfs_training import train  # noqa: E402
@@ -117,7 +117,8 @@ def parts(seconds: tuple[float, ...], micro_batches: int) -> tuple[Workload, lis
 def pipeline(seconds: tuple[float, ...], micro_batches: int) -> JobSteps:
     """Returns the steps of a pipeline with one GPU a stage."""
     workload, stages, routes = parts(seconds, micro_batches)
-    return JobSteps(workload, Fleet(workers=tuple(range(len(seconds)))), stages, routes)
+    found = Plan(stages=tuple(stages), routes=tuple(routes), step_s=0.0, why="")
+    return JobSteps(workload, Fleet(workers=tuple(range(len(seconds)))), found)
 
 
 def a100() -> ClockChoices:

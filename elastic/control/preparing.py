@@ -29,7 +29,7 @@ A slice ends earlier if another step, as long as the longest so far, might excee
 PAUSE_S = 0.03
 """Seconds between slices: the preparation takes a quarter of a processor at most."""
 
-BUDGET_S = 2.0
+BUDGET_S = 4.0
 """Seconds of one preparation, summed over its slices."""
 
 SETTLED_S = 2.0

@@ -97,7 +97,8 @@ class Executor:
         worker = self._network.worker
         self.pipe = Pipe(worker, view, self._links)
         self.reducer = Reducer(worker, self._model, view, self._links, self._shared)
-        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes, split=view.plan.split).get(worker, ())
+        plan = view.plan
+        self.actions: Sequence[Action] = build(view.workload, plan.stages, plan.routes, split=plan.split, dealt=plan.dealt).get(worker, ())
         self._route = view.plan.routes[self.pipe.stage]
 
     def records(self) -> Records:

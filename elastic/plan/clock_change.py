@@ -44,7 +44,7 @@ class Clocking:
 
 def clocks_for(plan: Plan, fleet: Fleet, workload: Workload, clocking: Clocking) -> ClockPlan:
     """Returns the clocks for the stages of a plan."""
-    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split).delayed(clocking.message_s)
+    steps = JobSteps(workload, fleet, plan).delayed(clocking.message_s)
     return choose(clocking.mode, steps, [clocking.of(stage) for stage in plan.stages])
 
 
@@ -54,7 +54,7 @@ def delay_shown(plan: Plan, fleet: Fleet, workload: Workload, clocking: Clocking
         1.0 if clock is None or choices is None else choices.at(clock).stretch
         for clock, choices in zip(chosen.clocks, map(clocking.of, plan.stages), strict=True)
     ]
-    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split)
+    steps = JobSteps(workload, fleet, plan)
     most_s = MOST_DELAY * max(stage.busiest_s for stage in steps.work) / workload.micro_batches
     return message_delay(steps, stretches, 1 + longer, most_s)
 

@@ -16,7 +16,7 @@ from elastic.errors import PlanError
 from elastic.plan.clock_least import Speeds
 from elastic.plan.fleet import Fleet
 from elastic.plan.job_costs import JobCosts
-from elastic.plan.plan import Stage
+from elastic.plan.plan import Plan, Stage
 from elastic.plan.schedule import build
 from elastic.plan.step_order import StepOrder
 from elastic.plan.workload import Workload
@@ -111,13 +111,12 @@ class Steps(Speeds, Protocol):
 class JobSteps(StepOrder):
     """The steps of a job's plan: its workers keep the schedule that is made with the workload's seconds."""
 
-    def __init__(
-        self, workload: Workload, fleet: Fleet, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, split: bool = False
-    ) -> None:
+    def __init__(self, workload: Workload, fleet: Fleet, plan: Plan) -> None:
         costs = JobCosts(workload, fleet)
-        super().__init__(build(workload, stages, routes, split=split), costs.timing(stages), costs.exchange_s(stages))
+        schedule = build(workload, plan.stages, plan.routes, split=plan.split, dealt=plan.dealt)
+        super().__init__(schedule, costs.timing(plan.stages), costs.exchange_s(plan.stages))
         self._workload, self._fleet = workload, fleet
-        self.work = tuple(self._work(stage, route) for stage, route in zip(stages, routes, strict=True))
+        self.work = tuple(self._work(stage, route) for stage, route in zip(plan.stages, plan.routes, strict=True))
 
     def _work(self, stage: Stage, route: Sequence[int]) -> StageWork:
         workload, fleet = self._workload, self._fleet

@@ -7,12 +7,17 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from elastic.plan import dealing
 from elastic.plan.fleet import Fleet
+from elastic.plan.memory import shortfall
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
 from elastic.plan.simulation import simulating
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
+
+NEAR = 1.1
+"""Up to this multiple of the busiest worker's seconds, no other order is tried than that of micro-batches that are dealt out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +39,29 @@ class JobCosts:
             for worker in stage.members:
                 busy_s[worker] = seconds * size * grains[worker]
         yield
-        compute_s = yield from simulating(workload, routes, timing)
+        stage_s = tuple(max(busy_s[worker] * fleet.slowdown(worker) for worker in stage.members) for stage in stages)
+        compute_s, dealt = yield from self._computing(stages, routes, timing, max(stage_s))
         yield
         return Prediction(
             compute_s=compute_s,
             exchange_s=self.exchange_s(stages),
-            stage_s=tuple(max(busy_s[worker] * fleet.slowdown(worker) for worker in stage.members) for stage in stages),
+            stage_s=stage_s,
             crowded_s=self._crowded_s(busy_s),
+            dealt=dealt,
         )
+
+    def _computing(
+        self, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing, busiest_s: float
+    ) -> Generator[None, None, tuple[float, bool]]:
+        """Returns the seconds of the simulated schedule, and whether its micro-batches are dealt out."""
+        if not dealing.changes(self.workload, routes) or shortfall(self.workload, stages, routes, self.fleet, dealt=True)[1]:
+            return (yield from simulating(self.workload, routes, timing)), False
+        yield
+        dealt_s = yield from simulating(self.workload, routes, timing, dealt=True)
+        if dealt_s <= NEAR * busiest_s:  # there is little to gain, and the second simulation takes as long again
+            return dealt_s, True
+        ascending_s = yield from simulating(self.workload, routes, timing)
+        return min((ascending_s, False), (dealt_s, True))
 
     def timing(self, stages: Sequence[Stage]) -> Timing:
         """Returns the seconds of all actions and messages."""

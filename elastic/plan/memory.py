@@ -5,7 +5,8 @@ through it to and from links. Each is compared with its own limit.
 
 Everything but activations is spread evenly over the members, as in layouts. Activations are those of the micro-batches that 1F1B has in
 flight: S - s of them at stage s of S, and one more at stages other than the first if backwards are split. Source of this bound: Narayanan
-et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021).
+et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021). Where micro-batches are dealt out, there may be more of them, and more
+sums of gradients (`elastic.plan.dealing`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from elastic.errors import PlanError
+from elastic.plan import dealing
 from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Stage
 from elastic.plan.workload import Workload
@@ -77,12 +79,16 @@ def need(
     ahead: int,
     grains: int,
     *,
+    sums: int | None = None,
     replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
     on_device: bool = False,
 ) -> Need:
-    """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
+    """Returns the need of one member of a stage with `members` of all `workers`, computing `grains`.
+
+    `ahead` micro-batches are in flight: S - s where they are not dealt out. `sums` of gradients are held at once; None: those of
+    the first grains in ascending order, the fewest.
 
     If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector; sums `on_device`
     never outlive it.
@@ -101,7 +107,7 @@ def need(
         previous_copy=((parameters + states) * (1 + on_device) + frozen * on_device) * share,
         kept_copy=(parameters + states) * share if on_device or (replicas and workers > 1) else 0.0,
         replicas=replicas * copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
-        gradients=parameters * (subtrees(grains) + (outlive and not on_device and grains > 1)) + received,
+        gradients=parameters * ((subtrees(grains) if sums is None else sums) + (outlive and not on_device and grains > 1)) + received,
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
         update=parameters * share if on_device else 0.0,  # torch's optimizers update tensors of a device together (foreach)
         staging=(parameters + received + in_flight * entering if workers > 1 else 0.0) if on_device else 0.0,
@@ -117,22 +123,27 @@ def needs(
     replicas: int = 1,
     outlive: bool = False,
     split: bool = False,
+    dealt: bool = False,
     on_device: bool = False,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
     found: dict[int, Need] = {}
+    turns = dealing.order(workload, routes) if dealt else range(workload.micro_batches)
+    ahead = dealing.bounds(routes, dealt=dealt)
     for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
         largest = max((size for size, other in owned if other != number or len(stage.members) > 1), default=0.0)
-        grains, alike = Counter(route), dict[int, Need]()
+        grains, alike = Counter(route), dict[tuple[int, int], Need]()
+        own = dealing.by_worker(turns, workload, route)
         for worker in stage.members:
-            count = grains[worker]
-            if count not in alike:
+            sums = dealing.sums(own.get(worker, ()), workload)
+            same = grains[worker], sums
+            if same not in alike:
                 kept = {"replicas": replicas, "outlive": outlive, "split": split, "on_device": on_device}
-                mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, **kept)
-                alike[count] = replace(mean, replicas=max(mean.replicas, replicas * largest))
-            found[worker] = alike[count]
+                mean = need(workload, stage.layers, len(stage.members), workers, ahead[number], grains[worker], sums=sums, **kept)
+                alike[same] = replace(mean, replicas=max(mean.replicas, replicas * largest))
+            found[worker] = alike[same]
     return found
 
 
@@ -150,14 +161,20 @@ def subtrees(grains: int) -> int:
 
 
 def shortfall(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet, *, split: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    fleet: Fleet,
+    *,
+    split: bool = False,
+    dealt: bool = False,
 ) -> tuple[float, str]:
     """Returns the bytes that the worker with the largest shortfall lacks, of its host's memory or its device's, and a sentence about it;
     0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
     if not fleet.memory and not fleet.on_device:
         return worst, problem
-    for worker, needed in needs_in(workload, stages, routes, fleet, split=split).items():
+    for worker, needed in needs_in(workload, stages, routes, fleet, split=split, dealt=dealt).items():
         for on_device, limits in ((False, fleet.memory), (True, fleet.device_memory)):
             lacking = (needed.device_bytes if on_device else needed.host_bytes) - limits.get(worker, math.inf)
             if lacking > worst:
@@ -166,10 +183,16 @@ def shortfall(
 
 
 def needs_in(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet, *, split: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    fleet: Fleet,
+    *,
+    split: bool = False,
+    dealt: bool = False,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan, with the copies that this fleet keeps."""
-    kept = {"replicas": fleet.replicas, "outlive": fleet.outlive, "split": split, "on_device": fleet.on_device}
+    kept = {"replicas": fleet.replicas, "outlive": fleet.outlive, "split": split, "dealt": dealt, "on_device": fleet.on_device}
     return needs(workload, stages, routes, **kept)
 
 

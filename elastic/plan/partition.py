@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Generator
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, chain, combinations, pairwise
 
@@ -21,19 +22,36 @@ from elastic.plan.workload import Workload
 Choice = tuple[int, int, tuple[tuple[int, int], ...]]
 """Sum of stage times, parameters of the largest stage, and per stage (first layer of the next stage, workers)."""
 
+Parts = tuple[tuple[range, int], ...]
+"""The layers and the number of workers of each stage."""
+
 _NONE: Choice = (0, 0, ())
 
 _FEW = 4096
 """Number of limits that are listed and sorted at once: about a millisecond."""
 
 
-def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
+def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, Parts]:
     """Returns the layers and the number of workers of each stage, using all workers. Yields every few milliseconds.
 
     Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
     these, then the parameters of the largest stage. Raises PlanError if there are more stages than layers or workers, or none.
     """
     return (yield from _Programme(workload, workers, stages).solving())
+
+
+def both_ways(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[Parts, Parts]]:
+    """Returns the partition of `partitioning`, and the one that it finds from the last layer to the first, equally good by its measures.
+
+    They differ in where stages have many workers. Which schedule is faster, a simulation decides.
+    """
+    programme = _Programme(workload, workers, stages)
+    bottleneck = yield from programme.bottleneck()
+    found = yield from programme.solving(bottleneck)
+    yield
+    layers = len(workload.layers)
+    back = yield from _Programme(replace(workload, layers=workload.layers[::-1]), workers, stages).solving(bottleneck)
+    return found, tuple((range(layers - run.stop, layers - run.start), count) for run, count in reversed(back))
 
 
 class _Programme:
@@ -47,15 +65,16 @@ class _Programme:
         fewest = {-(-self.grains // n): n for n in range(most, 0, -1)}
         self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
 
-    def solving(self) -> Generator[None, None, tuple[tuple[range, int], ...]]:
-        bottleneck = yield from self._bottleneck()
+    def solving(self, bottleneck: int | None = None) -> Generator[None, None, Parts]:
+        if bottleneck is None:
+            bottleneck = yield from self.bottleneck()
         fewest = yield from self._fewest_workers(bottleneck)
         _, _, steps = self._best(bottleneck, fewest)
         stops = [0, *(stop for stop, _ in steps)]
         runs = [range(start, stop) for start, stop in pairwise(stops)]
         return tuple(zip(runs, self._give_out(runs, [n for _, n in steps]), strict=True))
 
-    def _bottleneck(self) -> Generator[None, None, int]:
+    def bottleneck(self) -> Generator[None, None, int]:
         """Returns the least limit that the workers can keep: some stage's time in some number of rounds.
 
         Halves the range of limits until it contains few such products, then searches these.

@@ -45,8 +45,9 @@ class Plan:
     """Stages in order; per stage, the worker of each grain; the predicted seconds of a step; and a sentence on why this plan was chosen.
 
     `clocks` has the clock of each stage's GPUs in MHz, None for the usual one; it is empty if no clock is chosen. `split`: backwards are
-    computed in two parts, of which the second fills waiting times (`elastic.plan.scheduling`). Raises PlanError unless the stages hold
-    layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
+    computed in two parts, of which the second fills waiting times (`elastic.plan.scheduling`). `dealt`: micro-batches are dealt out among
+    stages of different widths (`elastic.plan.dealing`). Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in
+    two stages, and routes stay within their stage.
     """
 
     stages: tuple[Stage, ...]
@@ -55,6 +56,7 @@ class Plan:
     why: str
     clocks: tuple[int | None, ...] = ()
     split: bool = False
+    dealt: bool = False
 
     def __post_init__(self) -> None:
         start = 0
@@ -109,7 +111,7 @@ class Plan:
         """Writes a short list per stage and per route."""
         stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
         routes = [list(route) for route in self.routes]
-        found = {"stages": stages, "routes": routes, "step_s": self.step_s, "why": self.why, "split": self.split}
+        found = {"stages": stages, "routes": routes, "step_s": self.step_s, "why": self.why, "split": self.split, "dealt": self.dealt}
         return {**found, "clocks": list(self.clocks)} if self.clocks else found
 
     @classmethod
@@ -117,4 +119,5 @@ class Plan:
         """The inverse of `to_json`."""
         stages = tuple(Stage(layers=range(start, stop), members=tuple(members)) for start, stop, members in data["stages"])
         routes, clocks = tuple(tuple(route) for route in data["routes"]), tuple(data.get("clocks", ()))
-        return cls(stages=stages, routes=routes, step_s=data["step_s"], why=data["why"], clocks=clocks, split=data["split"])
+        chosen = {name: data[name] for name in ("step_s", "why", "split", "dealt")}
+        return cls(stages=stages, routes=routes, clocks=clocks, **chosen)

@@ -198,6 +198,7 @@ def _plan(candidate: Candidate, costs: JobCosts, wanted: int | None = None) -> P
         routes=candidate.routes,
         step_s=candidate.predicted.step_s,
         why=_why(candidate, costs.workload, costs.fleet, wanted),
+        dealt=candidate.predicted.dealt,
     )
 
 
@@ -222,6 +223,8 @@ def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | N
     )
     if predicted.crowded_s > predicted.compute_s:
         why += "; a host has more workers than it can compute for at the same time"
+    if predicted.dealt:
+        why += "; micro-batches are dealt out in turn, since stages have different numbers of workers"
     if idle := [worker for stage, route in zip(stages, candidate.routes, strict=True) for worker in stage.members if worker not in route]:
         who = f"worker {idle[0]} gets" if len(idle) == 1 else f"workers {idle} get"
         why += f"; {who} no grain: there {'is' if workload.grains == 1 else 'are'} only {workload.grains}"

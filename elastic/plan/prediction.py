@@ -16,7 +16,8 @@ class Prediction:
 
     `stage_s` is per stage; each cost model defines what it counts. `crowded_s` is the least time that hosts need which cannot compute for
     all their workers at once, 0 without such a host. `stage_bytes` are those of each stage's member that needs most; `fits` is whether all
-    members have that memory. A cost model whose memory is checked elsewhere leaves out both.
+    members have that memory. A cost model whose memory is checked elsewhere leaves out both. `dealt`: the seconds are those of
+    micro-batches that are dealt out (`elastic.plan.dealing`), since that is faster and fits.
     """
 
     compute_s: float
@@ -26,6 +27,7 @@ class Prediction:
     crowded_s: float = 0.0
     stage_bytes: tuple[float, ...] = ()
     fits: bool = True
+    dealt: bool = False
 
     @property
     def apart_s(self) -> float:

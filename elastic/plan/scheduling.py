@@ -7,6 +7,8 @@ that runs a forward just before the gradient of an earlier micro-batch arrives d
 *patient* worker waits for that gradient once it has as many micro-batches in flight as it may (1F1B's order). With some routes such workers
 wait for each other for ever: then the run ends early, and `complete` is false.
 
+Micro-batches may be *dealt* out among stages of different widths (`elastic.plan.dealing`): other orders, and more of them in flight.
+
 A backward may be *split* (Qi et al., "Zero Bubble Pipeline Parallelism", 2023): the gradient of the stage's input is computed first, since
 the stage below waits for it, and those of its weights when nothing else can be computed. A stage that splits its backwards may hold one
 micro-batch more than 1F1B's bound, so none holds more than the first stage does. The first stage does not split: nobody waits for it.
@@ -19,6 +21,7 @@ from collections.abc import Generator, Sequence
 from heapq import heappop, heappush
 
 from elastic.plan.actions import Action, ActionKind
+from elastic.plan.dealing import bounds, order
 from elastic.plan.timing import MemberSeconds, Timing
 from elastic.plan.workload import Workload
 
@@ -80,10 +83,17 @@ class Scheduler:
     """Repeatedly runs the earliest possible action of all workers; actions that it enables can only start later."""
 
     def __init__(
-        self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, *, split: bool = False, patient: bool = False
+        self,
+        workload: Workload,
+        routes: Sequence[Sequence[int]],
+        timing: Timing,
+        *,
+        split: bool = False,
+        patient: bool = False,
+        dealt: bool = False,
     ) -> None:
         self.timing, self.last, self._split, self._patient = timing, len(timing.members) - 1, split, patient
-        self._workload, self._routes = workload, routes
+        self._workload, self._routes, self._dealt = workload, routes, dealt
         self.workers: dict[int, _SimulatedWorker] = {}
         self.home: list[list[_SimulatedWorker]] = []
         self.gradients: list[list[float]] = []
@@ -96,13 +106,15 @@ class Scheduler:
         """Assigns every worker its micro-batches."""
         workload, timing = self._workload, self.timing
         grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
+        turns = order(workload, self._routes) if self._dealt else range(workload.micro_batches)
+        most = bounds(self._routes, dealt=self._dealt)
+        yield
         for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
             for worker in group:
-                self.workers[worker] = _SimulatedWorker(
-                    worker, len(self.workers), stage, timing.paces[worker], self.last + 1 - stage, self._split
-                )
+                self.workers[worker] = _SimulatedWorker(worker, len(self.workers), stage, timing.paces[worker], most[stage], self._split)
             self.home.append([self.workers[route[grain]] for grain in grains])
-            for micro_batch, home in enumerate(self.home[stage]):
+            for micro_batch in turns:
+                home = self.home[stage][micro_batch]
                 home.micro_batches.append(micro_batch)
                 if not stage:
                     home.arrived[micro_batch] = 0.0

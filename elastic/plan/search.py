@@ -4,8 +4,8 @@ Workers are identified only by their places in the fleet. So the result for one 
 workers that are left after another one of several equal workers is lost.
 
 The partition with the least bottleneck is optimal if workers never wait. They do wait where neighbouring stages have different numbers of
-workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So stages of equal time
-and width are tried too, and the simulated schedule decides.
+workers, less if micro-batches are dealt out (`dealing.py`), and less behind wide stages than behind narrow ones. So of equally good
+partitions the first and the last are tried, and stages of equal time and width, and the simulated schedule decides.
 
 Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
 not fit into memory, layers are divided again within these limits. Where links between hosts differ, workers are also placed by the links.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from elastic.plan.fleet import Fleet
 from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import refuse, shortfall
-from elastic.plan.partition import check_feasible, partitioning
+from elastic.plan.partition import both_ways, check_feasible, partitioning
 from elastic.plan.placing import placed
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
@@ -145,19 +145,22 @@ def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tup
 
 
 def _partitions(workload: Workload, workers: int, count: int) -> Generator[StageParts | None, None, None]:
-    """Yields the partition with the least bottleneck; and, if different, the one into stages of equal time with equal numbers of workers.
+    """Yields the partition with the least bottleneck; of equal ones the first and the last, which differ in where stages are wide; and, if
+    different, the one into stages of equal time with equal numbers of workers.
 
     Yields None where the search may pause.
     """
-    least = yield from partitioning(workload, workers, count)
+    least, mirrored = yield from both_ways(workload, workers, count)
     yield least
+    if mirrored != least:
+        yield mirrored
     equally = yield from partitioning(workload, count, count)
     balanced = [layers for layers, _ in equally]
     seconds = [sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in layers) for layers in balanced]
     longest_first = sorted(range(count), key=lambda stage: -seconds[stage])
     widths = {stage: workers // count + (place < workers % count) for place, stage in enumerate(longest_first)}
     equal = tuple((layers, widths[stage]) for stage, layers in enumerate(balanced))
-    if equal != least:
+    if equal not in (least, mirrored):
         yield equal
 
 

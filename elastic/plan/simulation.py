@@ -23,27 +23,36 @@ WAITS = 0.02
 
 
 def simulate(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    timing: Timing | None = None,
+    *,
+    split: bool = False,
+    dealt: bool = False,
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
     """Returns the schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
-    scheduler, seconds = finish(_best(workload, routes, timing or Timing.of(workload, stages), split))
+    scheduler, seconds = finish(_best(workload, routes, timing or Timing.of(workload, stages), split, dealt))
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
-def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> Generator[None, None, float]:
+def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, *, dealt: bool = False) -> Generator[None, None, float]:
     """Returns the seconds until the last action ends; yields every few milliseconds."""
     yield
-    return (yield from _best(workload, routes, timing, split=False))[1]
+    return (yield from _best(workload, routes, timing, False, dealt))[1]
 
 
 def _best(
-    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool
+    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool, dealt: bool
 ) -> Generator[None, None, tuple[Scheduler, float]]:
-    """Runs the step; if its busiest worker waits for long, also with patient workers. Returns the faster run, and its seconds."""
-    scheduler = Scheduler(workload, routes, timing, split=split)
+    """Runs the step; if its busiest worker waits for long, or micro-batches are dealt out, also with patient workers.
+
+    Returns the faster run, and its seconds.
+    """
+    scheduler = Scheduler(workload, routes, timing, split=split, dealt=dealt)
     seconds = yield from scheduler.running()
-    if not split and scheduler.waited_s > WAITS * seconds:
-        patient = Scheduler(workload, routes, timing, patient=True)
+    if not split and (dealt or scheduler.waited_s > WAITS * seconds):
+        patient = Scheduler(workload, routes, timing, patient=True, dealt=dealt)
         patient_s = yield from patient.running()
         if patient.complete and patient_s < seconds:
             return patient, patient_s
@@ -51,11 +60,17 @@ def _best(
 
 
 def judge(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    timing: Timing | None = None,
+    *,
+    split: bool = False,
+    dealt: bool = False,
 ) -> StepTimeline:
     """Returns the timeline of a plan's whole step: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
-    scheduler, _ = finish(_best(workload, routes, timing, split))
+    scheduler, _ = finish(_best(workload, routes, timing, split, dealt))
     spans: dict[int, list[Span]] = {}
     for number, state in scheduler.workers.items():
         pace = timing.paces[number]

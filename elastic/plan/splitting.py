@@ -23,7 +23,7 @@ def split_if_faster(plan: Plan, costs: JobCosts, *, crowded: bool) -> Plan:
     if crowded or not any(workload.layers[layer].weight_s for stage in plan.stages[1:] for layer in stage.layers):
         return plan
     whole_s, split_s = _seconds(plan, costs)
-    if split_s > WORTH * whole_s or shortfall(workload, plan.stages, plan.routes, fleet, split=True)[1]:
+    if split_s > WORTH * whole_s or shortfall(workload, plan.stages, plan.routes, fleet, split=True, dealt=plan.dealt)[1]:
         return plan
     why = f"{plan.why}; backwards in two parts, the second in waiting times, take {whole_s - split_s:.2g} s off a step"
     return replace(plan, split=True, step_s=plan.step_s - (whole_s - split_s), why=why)
@@ -40,5 +40,7 @@ def saved_s(plan: Plan, costs: JobCosts) -> float:
 def _seconds(plan: Plan, costs: JobCosts) -> tuple[float, float]:
     """Returns the simulated seconds of all micro-batches, with backwards whole and split."""
     timing = Timing.of(costs.workload, plan.stages).slowed(costs.fleet.slowdowns)
-    whole_s = simulate(costs.workload, plan.stages, plan.routes, timing)[1]
-    return whole_s, simulate(costs.workload, plan.stages, plan.routes, timing, split=True)[1]
+    whole_s, split_s = (
+        simulate(costs.workload, plan.stages, plan.routes, timing, split=split, dealt=plan.dealt)[1] for split in (False, True)
+    )
+    return whole_s, split_s

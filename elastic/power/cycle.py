@@ -312,7 +312,7 @@ class Cycle:
         if not any(choices):
             return ()
         try:
-            steps = JobSteps(view.workload, self.fleet(view), view.plan.stages, view.plan.routes, split=view.plan.split)
+            steps = JobSteps(view.workload, self.fleet(view), view.plan)
             return ClockSearch(steps.delayed(self.message_s), choices).frontier()
         except PlanError:
             return ()

@@ -155,7 +155,7 @@ def needed(job: Any) -> dict[str, Any]:
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
         list(trainer.run(3))
     view, found = trainer._engine.view, trainer._own_statistics()
-    predicted = needs(view.workload, view.plan.stages, view.plan.routes)[job.worker]
+    predicted = needs(view.workload, view.plan.stages, view.plan.routes, dealt=view.plan.dealt)[job.worker]
     return {
         "parameters": (predicted.parameters, found["parameter_bytes"]),
         "states": (predicted.states, found["optimizer_bytes"]),

@@ -13,7 +13,7 @@ from elastic.errors import PlanError
 from elastic.plan.clock_search import ENERGY_SLACK, ClockSearch, choose
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPoint, JobSteps, common, joules, stretched
 from elastic.plan.fleet import Fleet
-from elastic.plan.plan import Stage
+from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import LayerCost, Workload
 
 IDLE_W = 50.0
@@ -35,7 +35,8 @@ def steps(seconds, micro_batches: int = 8, members: int = 1) -> JobSteps:
         Stage(layers=range(number, number + 1), members=tuple(next(workers) for _ in range(members))) for number in range(len(seconds))
     ]
     routes = [tuple(stage.members[grain % members] for grain in range(micro_batches)) for stage in stages]
-    return JobSteps(workload, Fleet(workers=tuple(range(len(seconds) * members))), stages, routes)
+    found = Plan(stages=tuple(stages), routes=tuple(routes), step_s=0.0, why="")
+    return JobSteps(workload, Fleet(workers=tuple(range(len(seconds) * members))), found)
 
 
 def every(search: ClockSearch) -> list[Clocked]:

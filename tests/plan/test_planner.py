@@ -54,7 +54,7 @@ def test_it_is_the_fastest_number_of_stages_and_the_fewest_of_equals(workload, w
 @example(Workload(layers=(cost(0, 0.125), cost(0, 0, 10**8)), micro_batches=6, grains=6), [0, 2, 3, 1])
 def test_the_prediction_is_the_simulated_step_plus_the_exchange(workload, workers):
     found = fastest(fleet(workers), workload)
-    lists = schedule.build(workload, found.stages, found.routes)
+    lists = schedule.build(workload, found.stages, found.routes, dealt=found.dealt)
     exchange = 0.0
     for stage in found.stages:
         n, elements = len(stage.members), sum(workload.layers[layer].parameters for layer in stage.layers)
@@ -68,7 +68,7 @@ def test_large_parameters_favour_stages_and_small_ones_do_not():
     assert len(fastest(fleet(range(4)), equal_layers(8, parameters=100_000_000)).stages) > 1
 
 
-@pytest.mark.parametrize(("workers", "stages", "seconds"), [(3, 2, 2.55), (4, 2, 1.35), (6, 2, 1.05), (6, 3, 1.11)])
+@pytest.mark.parametrize(("workers", "stages", "seconds"), [(3, 2, 1.79), (4, 2, 1.35), (6, 2, 0.95), (6, 3, 0.96)])
 def test_stages_that_would_wait_for_each_other_are_not_chosen(workers, stages, seconds):
     """Seconds are the least of all partitions, found by trying each; where the bottleneck alone decides it takes up to three times that."""
     workload = equal_layers(10, parameters=0)

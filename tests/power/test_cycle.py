@@ -81,7 +81,7 @@ class Gpus:
     def _steps(self) -> JobSteps:
         """The view's steps, which remember what they have simulated."""
         if self.view.epoch not in self.made:
-            made = JobSteps(self.view.workload, self.view.fleet, self.view.plan.stages, self.view.plan.routes)
+            made = JobSteps(self.view.workload, self.view.fleet, self.view.plan)
             self.made[self.view.epoch] = made.delayed(self.delay_s)
         return self.made[self.view.epoch]
 
@@ -107,10 +107,18 @@ def facts(worker: int, clocks: tuple[int, ...] = CLOCKS, usual: int = 1305) -> G
     return GpuFacts(uuid=f"GPU-{worker}", clocks=SupportedClocks((877,), clocks), usual_mhz=usual, idle_w=IDLE_W)
 
 
+def light_first(made: Plan) -> Plan:
+    """The plan with the layers of its stages in reverse order: the busiest stages are the last ones."""
+    counts = [len(stage.layers) for stage in reversed(made.stages)]
+    starts = [sum(counts[:number]) for number in range(len(counts))]
+    layers = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    return replace(made, stages=tuple(replace(stage, layers=own) for stage, own in zip(made.stages, layers, strict=True)))
+
+
 def begun(mode, work: Workload | None = None, stages: int = 4, **options) -> tuple[Cycle, Gpus, list[str]]:
     """A cycle and its GPUs at the beginning of a view, and what it said."""
-    work = work or workload()
-    view = view_of(plan(Fleet(workers=tuple(range(stages))), work, stages=stages).plan, work)
+    made = plan(Fleet(workers=tuple(range(stages))), work or workload(), stages=stages).plan
+    view = view_of(made if work else light_first(made), work or workload())
     cycle, gpus = Cycle(mode), Gpus(view, **options)
     said = gpus.obey(cycle.committed(view, 0.0))
     for worker in view.workers:

@@ -136,15 +136,19 @@ def freed_with_the_view(job: Job) -> None:
 
 @pytest.fixture
 def exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans in which the last two workers have each other's place, so that more moves than must."""
+    """Plans whose last two workers have each other's place, so that more moves than must; the last of three stages has two layers."""
     found = proposal.plan
 
     def with_moves(fleet: Any, *rest: Any, **options: Any) -> Any:
         planned = found(fleet, *rest, **options)
         workers = planned.plan.workers
         other = dict(zip(workers, [*workers[:-2], *workers[:-3:-1]], strict=True))
+        layers = [stage.layers for stage in planned.plan.stages]
+        if len(layers) == 3:
+            layers = [range(1), range(1, 2), range(2, 4)]
         stages = tuple(
-            dataclasses.replace(stage, members=tuple(other[member] for member in stage.members)) for stage in planned.plan.stages
+            dataclasses.replace(stage, layers=own, members=tuple(other[member] for member in stage.members))
+            for stage, own in zip(planned.plan.stages, layers, strict=True)
         )
         routes = tuple(tuple(other[member] for member in route) for route in planned.plan.routes)
         return dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, stages=stages, routes=routes))

@@ -37,7 +37,7 @@ def test_a_loss():
     assert found.states == STATES
     assert found.progress == Progress(step=5, apply={"clip": 1.0, "loss": 0.5}, groups=[{"lr": 0.1}])
     assert set(found.scalars) == {f"{i}.w" for i in range(4)}
-    assert found.why.startswith("worker 1 (place 1) left: going on after step 5 as [0-1]x")
+    assert found.why.startswith("worker 1 (place 1) left: going on after step 5 as [0-2]x2 [3-3]x1")
 
 
 def test_a_loss_and_a_join():
