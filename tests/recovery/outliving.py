@@ -68,6 +68,9 @@ CASES: dict[str, dict[str, Any]] = {
     "skips": {"model": running.build, "optimizer": models.adamw, "on_nonfinite": "skip"},
 }
 
+EXACT = sorted(name for name, case in CASES.items() if case.get("exact", True))
+"""Cases whose results do not depend on the layout; other modules add more cases."""
+
 EVALUATED_EVERY = 3
 SKIPPED = 4
 
