@@ -14,8 +14,10 @@ the bound is the workers from its stage on, for each worker of its stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
-from elastic.plan.routing import Node, root
+from elastic.plan.routing import root
 from elastic.plan.workload import Workload
 
 
@@ -53,30 +55,75 @@ def by_worker(turns: Sequence[int], workload: Workload, route: Sequence[int]) ->
     return found
 
 
-def sums(own: Sequence[int], workload: Workload) -> int:
-    """Returns the most sums of gradients that a worker holds at once if it runs these micro-batches in this order: subtrees of the tree
-    over grains, and grains under way."""
-    size, top = workload.micro_batches // workload.grains, root(workload.grains)
-    nodes: set[Node] = set()
-    under_way: dict[int, int] = {}
-    most = 0
-    for micro_batch in own:
-        grain = workload.grain_of(micro_batch)
-        under_way[grain] = under_way.get(grain, 0) + 1
-        most = max(most, len(nodes) + len(under_way))
-        if under_way[grain] == size:
-            del under_way[grain]
-            _insert(nodes, Node(0, grain), workload.grains, top)
+def sums(workload: Workload, routes: Sequence[Sequence[int]], *, dealt: bool) -> tuple[dict[int, int], ...]:
+    """Returns for each stage how many sums of gradients each worker with a grain holds at most at once: subtrees of the tree over grains,
+    and grains under way."""
+    if not dealt:
+        return tuple({worker: _ascending(tuple(own), workload.grains) for worker, own in _grains(route).items()} for route in routes)
+    turns, found = _turns(workload, routes), list[dict[int, int]]()
+    for route in routes:
+        own: dict[int, list[_Turn]] = {}
+        for turn in turns:
+            own.setdefault(route[turn.grain], []).append(turn)
+        found.append({worker: _most_sums(each, workload.grains) for worker, each in own.items()})
+    return tuple(found)
+
+
+class _Turn(NamedTuple):
+    """The first or the last micro-batch of a grain, in the order of `order`."""
+
+    at: float
+    path: int
+    grain: int
+    ends: bool
+
+
+def _turns(workload: Workload, routes: Sequence[Sequence[int]]) -> list[_Turn]:
+    size, paths = workload.micro_batches // workload.grains, dict[tuple[int, ...], list[int]]()
+    for grain, path in enumerate(zip(*routes, strict=True)):
+        paths.setdefault(path, []).append(grain)
+    return sorted(
+        _Turn((place * size + ends * (size - 1) + 0.5) / (len(own) * size), own[0], grain, ends)
+        for own in paths.values()
+        for place, grain in enumerate(own)
+        for ends in (False, True)
+    )
+
+
+def _grains(route: Sequence[int]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for grain, worker in enumerate(route):
+        found.setdefault(worker, []).append(grain)
+    return found
+
+
+@lru_cache(4096)
+def _ascending(own: tuple[int, ...], grains: int) -> int:
+    """Searches ask for the same runs of grains again and again."""
+    return _most_sums([_Turn(0.0, 0, grain, ends) for grain in own for ends in (False, True)], grains)
+
+
+def _most_sums(turns: Sequence[_Turn], grains: int) -> int:
+    """Returns the most sums that exist at once if a worker has these turns.
+
+    Sums are merged as `engine.reduction.NodeSums` does it: as far as possible, but for the root's children. Nodes have the numbers of a
+    binary heap: 1 is the root, and 2 n and 2 n + 1 are the children of n.
+    """
+    first_leaf, nodes = 1 << root(grains).level, set[int]()
+    most = under_way = 0
+    for _, _, grain, ends in turns:
+        if not ends:
+            under_way += 1
+            most = max(most, len(nodes) + under_way)
+            continue
+        under_way -= 1
+        node, first, size = first_leaf + grain, first_leaf, 1
+        while node > 1:
+            sibling = node ^ 1
+            if (sibling - first) * size < grains:  # otherwise the parent is its only child
+                if sibling not in nodes or node < 4:
+                    break
+                nodes.remove(sibling)
+            node, first, size = node >> 1, first >> 1, size << 1
+        nodes.add(node)
     return most
-
-
-def _insert(nodes: set[Node], node: Node, grains: int, top: Node) -> None:
-    """Adds a node, merged upward as far as possible, but for the root's children (as `engine.reduction.NodeSums` does)."""
-    while node != top:
-        sibling = Node(node.level, node.index ^ 1)
-        if sibling.index << sibling.level < grains:
-            if sibling not in nodes or node.parent == top:
-                break
-            nodes.remove(sibling)
-        node = node.parent
-    nodes.add(node)

@@ -130,18 +130,15 @@ def needs(
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
     found: dict[int, Need] = {}
-    turns = dealing.order(workload, routes) if dealt else range(workload.micro_batches)
-    ahead = dealing.bounds(routes, dealt=dealt)
+    ahead, sums = dealing.bounds(routes, dealt=dealt), dealing.sums(workload, routes, dealt=dealt)
     for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
         largest = max((size for size, other in owned if other != number or len(stage.members) > 1), default=0.0)
         grains, alike = Counter(route), dict[tuple[int, int], Need]()
-        own = dealing.by_worker(turns, workload, route)
         for worker in stage.members:
-            sums = dealing.sums(own.get(worker, ()), workload)
-            same = grains[worker], sums
+            same = grains[worker], sums[number].get(worker, 0)
             if same not in alike:
                 kept = {"replicas": replicas, "outlive": outlive, "split": split, "on_device": on_device}
-                mean = need(workload, stage.layers, len(stage.members), workers, ahead[number], grains[worker], sums=sums, **kept)
+                mean = need(workload, stage.layers, len(stage.members), workers, ahead[number], same[0], sums=same[1], **kept)
                 alike[same] = replace(mean, replicas=max(mean.replicas, replicas * largest))
             found[worker] = alike[same]
     return found

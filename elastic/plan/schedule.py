@@ -26,7 +26,7 @@ def build(
     """Builds the schedule by list scheduling over simulated time, with the workload's seconds and links that take no time.
 
     A free worker runs a backward if one is ready, else a forward that is ready and within the bound, else the first of these that becomes
-    ready. Where that makes the busiest worker wait, the order is that of patient workers if it is faster (`elastic.plan.scheduling`).
+    ready. Where a step then takes longer than it must, the order is that of patient workers if it is faster (`elastic.plan.scheduling`).
     `routes[stage][grain]` is a worker; a member without a grain has no actions. With equal costs and equal numbers of workers this is
     classic 1F1B.
     """

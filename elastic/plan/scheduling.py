@@ -74,6 +74,12 @@ class _SimulatedWorker:
         self.next: _Next | None = None
 
     @property
+    def both_s(self) -> float:
+        """Seconds of a forward and a backward."""
+        backward_s, forward_s, input_s, weight_s = self.seconds
+        return forward_s + (input_s + weight_s if self.split else backward_s)
+
+    @property
     def actions(self) -> tuple[Action, ...]:
         """The actions it has run, in order."""
         return tuple(Action(self.stage, _KINDS[number & 3], number >> 2) for number in self.ran)
@@ -146,9 +152,15 @@ class Scheduler:
         return all(worker.backwards == len(worker.micro_batches) for worker in self.workers.values())
 
     @property
-    def waited_s(self) -> float:
-        """Seconds that the busiest worker has waited between its actions; of equally busy ones, the least."""
-        return min((-busy_s, waited_s) for busy_s, waited_s in map(_busy_and_waited, self.workers.values()))[1]
+    def least_s(self) -> float:
+        """Seconds that the step takes at least: a worker computes for its micro-batches, and the first has to come up to it, and the last
+        to go down again. Messages take time in addition."""
+        below_s = least_s = 0.0
+        for group in self.timing.members:
+            own = [self.workers[worker] for worker in group if self.workers[worker].micro_batches]
+            least_s = max(least_s, below_s + max(len(worker.micro_batches) * worker.both_s for worker in own))
+            below_s += min(worker.both_s for worker in own)
+        return least_s
 
     def _start(self, worker: _SimulatedWorker, start: float, what: int) -> None:
         worker.free, stage = start + worker.seconds[what], worker.stage
@@ -206,11 +218,3 @@ class Scheduler:
         elif worker.next is None or worker.next[:2] != (start, what):
             worker.next = start, what, worker.place
             heappush(self.agenda, worker.next)
-
-
-def _busy_and_waited(worker: _SimulatedWorker) -> tuple[float, float]:
-    """Returns the seconds of the worker's actions, rounded so that equal work is equal, and those between them."""
-    if not worker.starts:
-        return 0.0, 0.0
-    busy_s = sum(worker.seconds[number & 3] for number in worker.ran)
-    return float(f"{busy_s:.9g}"), worker.free - worker.starts[0] - busy_s

@@ -9,6 +9,7 @@ time do not wait for each other.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 from elastic.plan.actions import Action
 from elastic.plan.plan import Stage
@@ -19,7 +20,14 @@ from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
 WAITS = 0.02
-"""The share of a step that its busiest worker may wait between its actions before another order is tried."""
+"""The share by which a step may be longer than it is at least before another order is tried."""
+
+
+class Simulated(NamedTuple):
+    """The seconds of a simulated step until its last action ends, and those that it takes at least in any order."""
+
+    seconds: float
+    least_s: float
 
 
 def simulate(
@@ -36,22 +44,22 @@ def simulate(
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
-def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, *, dealt: bool = False) -> Generator[None, None, float]:
-    """Returns the seconds until the last action ends; yields every few milliseconds."""
+def simulating(
+    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, *, dealt: bool = False
+) -> Generator[None, None, Simulated]:
+    """Simulates a step whose backwards are whole; yields every few milliseconds."""
     yield
-    return (yield from _best(workload, routes, timing, False, dealt))[1]
+    scheduler, seconds = yield from _best(workload, routes, timing, False, dealt)
+    return Simulated(seconds, scheduler.least_s)
 
 
 def _best(
     workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool, dealt: bool
 ) -> Generator[None, None, tuple[Scheduler, float]]:
-    """Runs the step; if its busiest worker waits for long, or micro-batches are dealt out, also with patient workers.
-
-    Returns the faster run, and its seconds.
-    """
+    """Runs the step; if that takes longer than it must, also with patient workers. Returns the faster run, and its seconds."""
     scheduler = Scheduler(workload, routes, timing, split=split, dealt=dealt)
     seconds = yield from scheduler.running()
-    if not split and (dealt or scheduler.waited_s > WAITS * seconds):
+    if not split and seconds > (1 + WAITS) * scheduler.least_s:
         patient = Scheduler(workload, routes, timing, patient=True, dealt=dealt)
         patient_s = yield from patient.running()
         if patient.complete and patient_s < seconds:
