@@ -9,7 +9,7 @@ comparison of replicas, a step digests all. A previous copy has the digest of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -256,6 +256,12 @@ class Rest:
                 copy = replace(copy, digest=self.digest_of(copy.role, copy.layer, copy.start, copy.step))
             found.append(copy)
         return found
+
+    def unchanged(self, copies: Sequence[Held]) -> bool:
+        """Returns whether all these copies have the digests that are known of each of them."""
+        given = self.given(copies)
+        known = all(isinstance(copy, Held) and (copy.digest is not None or copy.layer in self._still) for copy in given)
+        return known and len(given) == len(copies) and all(map(intact, given))
 
     def _is_damaged(self, copy: StoredCopy) -> bool:
         if copy.layer in self._still and device.on_host():  # its copies of all steps lie in the same memory

@@ -39,7 +39,7 @@ from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.host_copies import HostCopies
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
-from elastic.snapshot.rest_digests import Rest, intact, period
+from elastic.snapshot.rest_digests import Rest, compared, period
 from elastic.view import View
 from elastic.worker.comparing import Comparing
 from elastic.worker.device_contents import DeviceContents
@@ -77,7 +77,12 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, self._links, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.rest = Rest(period(view), owned_always=not view.fleet.replicas, still=model.spec.frozen)
+        self.rest = Rest(
+            period(view),
+            lambda step: step == state.step or compared(step),  # all may go back to what a view begins with
+            owned_always=not view.fleet.replicas,
+            still=model.spec.frozen,
+        )
         self.comparing = Comparing(worker, view, self.rest, state.step)
         self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
@@ -232,9 +237,8 @@ class Engine:
         step = self.previous_copies.step
         if step is None or step + 1 != self._replicas_at or not self.view.fleet.replicas:  # it was compared with READY of that step
             return False
-        held = self.rest.given(self.previous_copies.held)
         due = self.rest.keeps(step) or not self.previous_copies.kept
-        return due and len(held) == len(self.previous_copies.held) and all(map(intact, held))
+        return due and self.rest.unchanged(self.previous_copies.held)
 
     @torch.inference_mode(False)
     def publish(self) -> None:

@@ -143,6 +143,15 @@ def test_where_layers_take_turns_it_is_found_at_the_next_comparison_of_all() -> 
     assert {each["good"] for each in incident["findings"]} == {0}
 
 
+@pytest.mark.usefixtures("without_segments")
+def test_what_a_view_begins_with_is_digested_though_layers_take_turns() -> None:
+    """All may go back to it. A bit that flipped in its first step was in the copy that is kept, and the step was wrong again and again."""
+    result = run({"1": [["forward", 0, "live", "param"]]}, every=1000)
+    (incident,) = result.incidents
+    assert (incident["kind"], incident["worker"], incident["step"]) == ("damage", 1, 0)
+    assert other_losses(result) == []
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("without_segments")
 def test_a_worker_that_dies_while_all_go_back() -> None:
