@@ -49,7 +49,7 @@ def simulating(
 ) -> Generator[None, None, Simulated]:
     """Simulates a step whose backwards are whole; yields every few milliseconds."""
     yield
-    scheduler, seconds = yield from _best(workload, routes, timing, False, dealt)
+    scheduler, seconds = yield from _best(workload, routes, timing, split=False, dealt=dealt)
     return Simulated(seconds, scheduler.least_s)
 
 
@@ -68,17 +68,11 @@ def _best(
 
 
 def judge(
-    workload: Workload,
-    stages: Sequence[Stage],
-    routes: Sequence[Sequence[int]],
-    timing: Timing | None = None,
-    *,
-    split: bool = False,
-    dealt: bool = False,
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
 ) -> StepTimeline:
     """Returns the timeline of a plan's whole step: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
-    scheduler, _ = finish(_best(workload, routes, timing, split, dealt))
+    scheduler, _ = finish(_best(workload, routes, timing, split, dealt=False))
     spans: dict[int, list[Span]] = {}
     for number, state in scheduler.workers.items():
         pace = timing.paces[number]
