@@ -258,7 +258,7 @@ class Rest:
         return found
 
     def unchanged(self, copies: Sequence[Held]) -> bool:
-        """Returns whether all these copies have the digests that are known of each of them."""
+        """Returns whether the digests of all these copies are known, and still right."""
         given = self.given(copies)
         known = all(isinstance(copy, Held) and (copy.digest is not None or copy.layer in self._still) for copy in given)
         return known and len(given) == len(copies) and all(map(intact, given))

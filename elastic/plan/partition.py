@@ -22,7 +22,7 @@ from elastic.plan.workload import Workload
 Choice = tuple[int, int, tuple[tuple[int, int], ...]]
 """Sum of stage times, parameters of the largest stage, and per stage (first layer of the next stage, workers)."""
 
-Parts = tuple[tuple[range, int], ...]
+StageParts = tuple[tuple[range, int], ...]
 """The layers and the number of workers of each stage."""
 
 _NONE: Choice = (0, 0, ())
@@ -31,7 +31,7 @@ _FEW = 4096
 """Number of limits that are listed and sorted at once: about a millisecond."""
 
 
-def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, Parts]:
+def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, StageParts]:
     """Returns the layers and the number of workers of each stage, using all workers. Yields every few milliseconds.
 
     Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
@@ -40,7 +40,7 @@ def partitioning(workload: Workload, workers: int, stages: int) -> Generator[Non
     return (yield from _Programme(workload, workers, stages).solving())
 
 
-def both_ways(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[Parts, Parts]]:
+def both_ways(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[StageParts, StageParts]]:
     """Returns the partition of `partitioning`, and the one that it finds from the last layer to the first, equally good by its measures.
 
     They differ in where stages have many workers. Which schedule is faster, a simulation decides.
@@ -65,7 +65,7 @@ class _Programme:
         fewest = {-(-self.grains // n): n for n in range(most, 0, -1)}
         self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
 
-    def solving(self, bottleneck: int | None = None) -> Generator[None, None, Parts]:
+    def solving(self, bottleneck: int | None = None) -> Generator[None, None, StageParts]:
         if bottleneck is None:
             bottleneck = yield from self.bottleneck()
         fewest = yield from self._fewest_workers(bottleneck)

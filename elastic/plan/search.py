@@ -20,13 +20,13 @@ from typing import NamedTuple
 from elastic.plan.fleet import Fleet
 from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import refuse, shortfall
-from elastic.plan.partition import both_ways, check_feasible, partitioning
+from elastic.plan.partition import StageParts, both_ways, check_feasible, partitioning
 from elastic.plan.placing import placed
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
 from elastic.plan.prepared import Prepared
 from elastic.plan.routing import weighted_routes
-from elastic.plan.uneven import StageParts, divide, divide_within
+from elastic.plan.uneven import divide, divide_within
 from elastic.plan.workload import Workload
 
 Routes = tuple[tuple[int, ...], ...]

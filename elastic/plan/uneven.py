@@ -15,14 +15,13 @@ import numpy as np
 
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import need
-from elastic.plan.partition import check_feasible
+from elastic.plan.partition import StageParts, check_feasible
 from elastic.plan.workload import Workload
 
 _BISECTIONS = 40
 _TINY = 1e-12
 
 
-StageParts = tuple[tuple[range, int], ...]
 Rows = list[list[float]]
 """Bytes by first layer, and number of further layers."""
 
