@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "hosts" / "script.py"
 
 
-def test_the_readme_and_the_help_have_the_table() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_documents_and_the_help_have_the_table() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
     for code, meaning, again in TABLE:
-        assert f"| {code} | {meaning} | {again} |" in readme
+        assert f"| {code} | {meaning} | {again} |" in page
         assert f"{code}: {meaning}. Start again: {again}." in EPILOG
 
 
