@@ -59,7 +59,11 @@ class SumMemory:
     def take(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns memory, and the views of it for each part."""
         flat = self._free.pop() if self._free else lasting(self._size, self._dtype)
-        return flat, [flat[start:stop] for start, stop in self._runs]
+        return flat, self.views(flat)
+
+    def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the views of taken memory for each part."""
+        return [flat[start:stop] for start, stop in self._runs]
 
     def give_back(self, flat: torch.Tensor) -> None:
         """Takes back memory that is no longer needed."""
@@ -113,12 +117,12 @@ class NodeSums:
             self._lent.add(node)
 
     def _summed(self, memory: SumMemory, parts: Parts, place: torch.Tensor | None, sibling: Node) -> tuple[Parts, torch.Tensor]:
-        """Returns the sum of parts, which lie in `place` if that is given, and of a node that is here; and where it lies."""
-        flat, views = memory.take()
+        """Returns the sum of parts and of a node that is here, and where it lies: in `place`, where the parts lie and nobody was told of
+        them, or in other memory if that is None."""
+        flat, views = memory.take() if place is None else (place, memory.views(place))
         found = add_into(parts, self.nodes.pop(sibling), views)
-        for old in (place, self._places.pop(sibling, None)):
-            if old is not None:
-                memory.give_back(old)
+        if (old := self._places.pop(sibling, None)) is not None:
+            memory.give_back(old)
         return found, flat
 
     @staticmethod
@@ -136,7 +140,10 @@ class NodeSums:
         nodes = sorted(self.nodes)
         if len(nodes) == 2 and all(node.parent == self._root for node in nodes):
             if self._memory is not None:
-                parts, place = self._summed(self._memory, self.nodes.pop(nodes[0]), self._places.pop(nodes[0], None), nodes[1])
+                old = self._places.pop(nodes[0], None)
+                parts, place = self._summed(self._memory, self.nodes.pop(nodes[0]), None, nodes[1])
+                if old is not None:
+                    self._memory.give_back(old)
                 self.nodes, self._places = {self._root: parts}, {self._root: place}
                 return self.nodes
             self.nodes = {self._root: add(self.nodes[nodes[0]], self.nodes[nodes[1]])}

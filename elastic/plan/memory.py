@@ -88,7 +88,7 @@ def need(
     """Returns the need of one member of a stage with `members` of all `workers`, computing `grains`.
 
     `ahead` micro-batches are in flight: S - s where they are not dealt out. `sums` of gradients are held at once; None: those of
-    the first grains in ascending order, the fewest.
+    the first grains in ascending order, the fewest. If a grain has several micro-batches, there is also the gradient that is added.
 
     If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector; sums `on_device`
     never outlive it.
@@ -101,13 +101,16 @@ def need(
     in_flight = min(ahead + (split and layers.start > 0), grains * (workload.micro_batches // workload.grains))
     entering = workload.layers[layers.start - 1].output_bytes if layers.start else 0
     received = parameters * share * max(1, members - 1)
+    kept, added = subtrees(grains) if sums is None else sums, 0
+    if grains and workload.micro_batches > workload.grains:  # what is added to the sum of a grain: in the first stage layer by layer
+        added = parameters if layers.start else max(cost.parameter_bytes for cost in costs)
     return Need(
         parameters=parameters + frozen,
         states=states * share,
         previous_copy=((parameters + states) * (1 + on_device) + frozen * on_device) * share,
         kept_copy=(parameters + states) * share if on_device or (replicas and workers > 1) else 0.0,
         replicas=replicas * copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
-        gradients=parameters * ((subtrees(grains) if sums is None else sums) + (outlive and not on_device and grains > 1)) + received,
+        gradients=parameters * (kept + (outlive and not on_device and grains > 1)) + added + received,
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
         update=parameters * share if on_device else 0.0,  # torch's optimizers update tensors of a device together (foreach)
         staging=(parameters + received + in_flight * entering if workers > 1 else 0.0) if on_device else 0.0,

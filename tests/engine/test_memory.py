@@ -147,9 +147,10 @@ def test_copies_are_two_replicas_one_previous_one_kept_and_one_update(workers: i
         assert 4 * found["kept"] <= found["replica_update_bytes"] <= SLACK * 4 * found["kept"]
 
 
-def needed(job: Any) -> dict[str, Any]:
+def needed(job: Any, grains: int | None) -> dict[str, Any]:
     torch.manual_seed(0)
-    trainer = elastic.Trainer(models.blocks(6), models.cross_entropy, models.adamw, models.Rows(), batch_size=64, micro_batch_size=4)
+    options: dict[str, Any] = {"batch_size": 64, "micro_batch_size": 4, "grains": grains}
+    trainer = elastic.Trainer(models.blocks(6), models.cross_entropy, models.adamw, models.Rows(), **options)
     live = Live()
     live.ignored = {flat.untyped_storage().data_ptr() for flat in trainer._model.flats.values()}
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
@@ -167,10 +168,16 @@ def needed(job: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "stages"), [(2, 2), (3, 2), (4, 2)])
-def test_the_prediction_is_what_a_real_stage_holds_at_its_peak(workers: int, stages: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "stages", "grains"),
+    [
+        *((workers, 2, None) for workers in (2, 3, 4)),
+        *(pytest.param(*each, marks=[pytest.mark.long]) for each in ((2, 2, 4), (3, 2, 8), (3, 3, 1))),
+    ],
+)
+def test_the_prediction_is_what_a_real_stage_holds_at_its_peak(workers: int, stages: int, grains: int | None) -> None:
     """Replicas are predicted for the worker that keeps most of them: others hold less. Blocks are large beside the shares of this model."""
-    for found in harness.run(needed, workers=workers, stages=stages):
+    for found in harness.run(needed, workers=workers, stages=stages, args=(grains,)):
         predicted, held = found.pop("replicas")
         assert 0.9 * held <= predicted
         predicted, held = (sum(each[side] for each in found.values()) for side in (0, 1))

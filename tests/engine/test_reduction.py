@@ -164,6 +164,26 @@ def test_no_more_is_held_than_the_tree_needs() -> None:
     assert meter.peak == 5 * SPEC.size * 4  # at most log2(16) subtree sums wait while the newest gradient is added
 
 
+@pytest.mark.parametrize(("grains", "most"), [(16, 4), (13, 3), (8, 3), (6, 3), (2, 1), (1, 1)])
+def test_memory_of_sums_is_that_of_the_waiting_subtrees_and_of_one_more(grains: int, most: int) -> None:
+    """Grains are not there before they are merged, and the sums on the way up to a subtree share one memory."""
+    place, taken, take = memory(), set[int](), SumMemory.take
+
+    def counted() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found = take(place)
+        taken.add(found[0].data_ptr())
+        return found
+
+    place.take = counted
+    fold = VectorFold(grains, 1, 4 * SPEC.size, Meter(), place)
+    for grain, gradient in enumerate(make_gradients(grains, set(), 0)):
+        fold.add(grain, flat(gradient))
+        place.settle()
+    fold.sums.joined()
+    fold.sums.placed()
+    assert len(taken) == most
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(1, 3))
 def test_scalars_go_through_the_same_tree(values: list[float], per_grain: int) -> None:
     values = values * per_grain

@@ -41,6 +41,14 @@ def test_what_is_needed_is_the_sum_of_what_is_kept():
     assert need(workload(), range(6), members=1, workers=1, ahead=1, grains=8).replicas == 0
 
 
+def test_the_gradient_that_is_added_to_the_sum_of_its_grain_is_counted():
+    """In the first stage only that of a layer, since each is added before the next is computed."""
+    several = replace(workload(), micro_batches=24)
+    for layers, grains, more in ((range(2, 4), 4, 8e6), (range(3), 4, 4e6), (range(2, 4), 0, 0.0)):
+        one, other = (need(each, layers, 2, 4, 2, grains, outlive=True).gradients for each in (workload(), several))
+        assert other - one == more
+
+
 def test_each_further_copy_of_the_state_is_counted():
     one, two, three = (need(workload(), range(2, 4), 2, 6, 2, 4, replicas=replicas) for replicas in range(3))
     assert (one.replicas, one.kept_copy) == (0, 0)
