@@ -156,7 +156,7 @@ def undisturbed(folder: Path) -> Path:
     """Makes the undisturbed run with the sound runtime; returns its file."""
     os.environ["XDG_CACHE_HOME"] = str(folder)
     job = JobSpec(script=f"{_TRAIN}:train", args=(_STEPS,))
-    reference.reference(job, _STEPS)
+    reference.reference(job, _STEPS, further=True)
     return reference.path_of(job)
 
 

@@ -37,8 +37,8 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerNotes:
-    """The notes of one worker: how its trainer was made, the steps that its loop was given, the micro-batches that it loaded as
-    `(step, micro_batch, samples)`, and digests by step."""
+    """The notes of one worker: how its trainer was made (`every`: the steps between its saves), the steps that its loop was given, the
+    micro-batches that it loaded as `(step, micro_batch, samples)`, and digests by step."""
 
     worker: int
     pid: int
@@ -52,6 +52,7 @@ class WorkerNotes:
     loads: tuple[tuple[int, int, tuple[int, ...] | None], ...]
     digests: Mapping[int, str]
     returned: bool
+    every: int | None = None
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> WorkerNotes | None:
@@ -73,18 +74,21 @@ class WorkerNotes:
             loads=tuple(loads),
             digests={each["step"]: each["digest"] for each in by.get("digest", ())},
             returned="returned" in by,
+            every=start.get("every"),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """The undisturbed run: losses and gradient norms from step 0 on, and digests by step. `repeatable` is False if two such runs differ."""
+    """The undisturbed run: losses and gradient norms from step 0 on, and digests by step. `repeatable` is False if two such runs differ.
+    `whole`: the script ended by itself after these steps; else it may have more."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     digests: Mapping[int, str]
     repeatable: bool = True
     exact: bool = True
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +103,13 @@ class HostEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What the job left behind."""
+    """What the job left behind. `unread` is why etcd does not say what is left in it, if so."""
 
     processes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     leases: int = 0
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

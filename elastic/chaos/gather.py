@@ -68,9 +68,21 @@ def _left_now(job: RunningJob, etcd: OwnEtcd | None, mark: str) -> Left:
     for host in job.hosts:
         if host.codes and host.run.exists() and host.codes[-1] in (0, 130):  # one that was killed could remove nothing
             files += [str(path.relative_to(job.disk)) for path in host.run.iterdir() if path.name in TEMPORARY]
-    keys, leases = tuple[str, ...](), 0
+    keys, leases, unread = tuple[str, ...](), 0, ""
     if etcd is not None:
-        with suppress(OSError):
+        try:
             keys = tuple(key for key in etcd.keys("/elastic/") if "/ended/" not in key)
             leases = len(etcd.call("lease/leases").get("leases", ())) if not etcd.keys("/elastic/") else 0
-    return Left(processes=processes, files=tuple(files), keys=keys, leases=leases)
+        except OSError as error:
+            unread = str(error)
+    return Left(processes=processes, files=tuple(files), keys=keys, leases=leases, unread=unread)
+
+
+def history(etcd: OwnEtcd | None) -> tuple[tuple[str, str | None], ...] | None:
+    """All that was written to the harness's etcd for the job; None without one, or if it does not answer."""
+    if etcd is None or etcd.pid is None:
+        return None
+    try:
+        return tuple(etcd.history("/elastic/"))
+    except OSError:
+        return None

@@ -58,7 +58,9 @@ class Injection:
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
         number = int if name in (*_COUNTS, "step") else (int, float)
-        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not (name == "count") <= value < math.inf):
+        if (value is not None or name in _COUNTS) and (
+            not isinstance(value, number) or isinstance(value, bool) or not (name == "count") <= value < math.inf
+        ):
             raise SettingsError(f"{self.kind}: {name}={value!r} is not a number of at least {int(name == 'count')}")
 
     def _check_phase(self) -> None:

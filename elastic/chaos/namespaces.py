@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from elastic.membership.server import find_etcd
+
+_CONNECT = """import socket, sys, time
+began = time.monotonic()
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])).close()
+except ConnectionRefusedError:
+    pass
+print(time.monotonic() - began)
+"""
 
 
 def _ip(*words: str, check: bool = True) -> None:
@@ -58,6 +68,12 @@ class Network:
         words = ["qdisc", "replace", *device, "netem", "delay", f"{milliseconds:g}ms"] if milliseconds else ["qdisc", "del", *device]
         subprocess.run([*self.command(host), "tc", *words], check=True, capture_output=True)
 
+    def reached_s(self, host: int, port: int, limit_s: float = 1.0) -> float | None:
+        """The seconds in which a host reaches a port of the gateway by TCP, None if it does not within `limit_s`."""
+        command = [*self.command(host), sys.executable, "-S", "-E", "-c", _CONNECT, self.gateway, str(port), str(limit_s)]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True)
+        return float(ended.stdout) if ended.returncode == 0 else None
+
     def mute(self, sender: int, receiver: int) -> None:
         """Makes all that one host sends to another one vanish, by sending it to a hardware address that nobody has."""
         to, nobody = f"{self.subnet}.{receiver + 1}", "02:00:00:00:00:fe"
@@ -80,10 +96,11 @@ class Network:
 
     def remove(self) -> None:
         """Removes what `make` has made, also if it failed."""
-        for host in range(self.hosts):
-            _ip("netns", "del", f"{self.name}{host}", check=False)
-            _ip("link", "del", f"{self.name}v{host}", check=False)
-        _ip("link", "del", f"{self.name}br", check=False)
+        with suppress(FileNotFoundError):  # a machine without the program has nothing to be removed
+            for host in range(self.hosts):
+                _ip("netns", "del", f"{self.name}{host}", check=False)
+                _ip("link", "del", f"{self.name}v{host}", check=False)
+            _ip("link", "del", f"{self.name}br", check=False)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The train function of the jobs of the harness: it calls the user's, and writes down what that is given, from inside the worker.
 
 Nothing of this changes what is trained, but for three things: the loop is ended after a step that the harness names while the job runs; the
-digest of all parameters is taken behind it; and a checkpoint directory is given to a trainer without one, if the harness wants saves.
+digest of all parameters is taken behind it; and what is saved is saved in a folder of the harness, by a trainer that saves nothing too, if
+the harness wants saves. So a run neither goes on from checkpoints of the user's, nor replaces them.
 
 Each worker appends JSON lines to a file of its own, one write a line, so that a killed worker leaves all that it wrote:
 
-    {"is": "start", worker, pid, run, at, exact, batch_size, micro_batch_size, seed, samples}
+    {"is": "start", worker, pid, run, at, exact, batch_size, micro_batch_size, seed, every, samples}
     {"is": "load", step, micro_batch, samples}              a micro-batch was loaded, of these samples (null: the data has no indices)
     {"is": "step", at, and the fields of elastic.Report}     the loop was given a step
     {"is": "digest", step, digest}                           on the leader
@@ -37,13 +38,13 @@ STOP = "stop"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What the harness wants of the workers: `folder` for their files, the user's function with `args`, a checkpoint directory with the
-    steps between saves for a trainer without one, and, for an undisturbed run, the steps between digests."""
+    """What the harness wants of the workers: `folder` for their files, the user's function with `args`, the directory for checkpoints, the
+    steps between saves (None: as the trainer itself saves), and, for an undisturbed run, the steps between digests."""
 
     folder: str
     script: str
+    checkpoint: str
     args: tuple[Any, ...] = ()
-    checkpoint: str | None = None
     every: int | None = None
     digest_every: int = 0
 
@@ -109,10 +110,9 @@ def _watch(orders: Orders, notes: Notes, made: list[Trainer]) -> None:
     begin, take, load = Trainer.__init__, Trainer.run, trainers.batches
 
     def init(self: Trainer, model: Any, loss: Any, optimizer: Any, data: Any, **options: Any) -> None:
-        if orders.checkpoint is not None and options.get("checkpoint") is None:
-            options.update(checkpoint=orders.checkpoint, every=orders.every, keep=3)
+        options.update(_saves(options, orders))
         indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-        about = {name: options.get(name) for name in ("batch_size", "micro_batch_size", "seed")}
+        about = {name: options.get(name) for name in ("batch_size", "micro_batch_size", "seed", "every")}
         about["samples"] = len(data) if indexed else None
         notes.add(
             "start", worker=notes.worker, pid=os.getpid(), run=notes.run, at=time.monotonic(), exact=options.get("exact", True), **about
@@ -126,6 +126,13 @@ def _watch(orders: Orders, notes: Notes, made: list[Trainer]) -> None:
     Trainer.__init__ = init
     Trainer.run = run
     trainers.batches = lambda data, **options: _loading(load, data, options, notes)
+
+
+def _saves(options: Mapping[str, Any], orders: Orders) -> dict[str, Any]:
+    """The options of a trainer that say where and how often it saves."""
+    if options.get("checkpoint") is None and orders.every is None:
+        return {}
+    return {"checkpoint": orders.checkpoint, "every": options.get("every") if orders.every is None else orders.every, "keep": 3}
 
 
 def _loading(load: Callable[..., Any], data: Any, options: dict[str, Any], notes: Notes) -> Callable[[int, int], Any]:

@@ -30,6 +30,7 @@ class Proxies:
         self._changed = threading.Condition()
         self._listeners: list[socket.socket] = []
         self._ports: list[int] = []
+        self._echo = 0
 
     def command(self, host: int) -> list[str]:
         """Returns the words before a command that runs on this host: none."""
@@ -64,8 +65,20 @@ class Proxies:
         with self._changed:
             self._late[self.addresses[host]] = milliseconds / 1000
 
+    def reached_s(self, host: int, port: int, limit_s: float = 1.0) -> float | None:
+        """The seconds in which a byte comes back to a host through its proxy, None if it does not within `limit_s`; `port` is not used,
+        since a program that answers with the same byte is among the proxies."""
+        try:
+            with socket.create_connection((self.gateway, self._ports[host]), timeout=limit_s) as sock:
+                began = time.monotonic()
+                sock.sendall(f"{self.gateway}:{self._echo}\n.".encode())
+                return time.monotonic() - began if sock.recv(1) else None
+        except OSError:
+            return None
+
     def make(self) -> None:
         """Starts the proxies."""
+        self._echo = self._listen(_answer)
         for address in self.addresses:
             self._ports.append(self._listen(lambda sock, address=address: self._dialed(sock, address)))
 
@@ -131,6 +144,13 @@ class Proxies:
         for end in (sock, to):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def _answer(sock: socket.socket) -> None:
+    """Sends back what comes."""
+    with sock, suppress(OSError):
+        while data := sock.recv(_BYTES):
+            sock.sendall(data)
 
 
 def _in_thread(function: Callable[..., None], *arguments: object) -> threading.Thread:

@@ -39,6 +39,8 @@ def drawn(job: JobSpec, seed: int, mtbf_s: float, kinds: Sequence[str] | None = 
             break
         found.append(_fault(kind.name, round(now, 2), job, generator))
         now += _APART.get(kind.name, 0.0) + (found[-1].lasts_s if kind.name in _APART else 0.0)
+    if faults is None and not found:
+        raise SettingsError(f"no fault at a mean distance of {mtbf_s:g} s fits into {job.minutes:g} minutes: give more minutes, or others")
     if faults is not None and len(found) < faults:
         raise SettingsError(f"{faults} faults at a mean distance of {mtbf_s:g} s do not fit into {job.minutes:g} minutes")
     return Schedule(job=job, injections=tuple(found), seed=seed, drawn=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,22 @@ _made_alike: set[tuple[Path, int, tuple[float, ...]]] = set()
 def kept_in() -> Path:
     """The folder of kept runs."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "elastic-chaos"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "elastic-chaos"
+    except RuntimeError:  # a user without a home, as in a container: nothing is kept
+        return Path(os.devnull)
 
 
-def reference(job: JobSpec, steps: int, say: Callable[[str], None] = lambda _: None) -> Reference:
-    """Returns the undisturbed run of `steps` steps or more, a kept one if there is one. Raises JobFailed if it cannot be made."""
+def reference(job: JobSpec, steps: int, say: Callable[[str], None] = lambda _: None, *, further: bool = False) -> Reference:
+    """Returns the undisturbed run of `steps` steps or more, a kept one if there is one. Raises JobFailed if it cannot be made.
+
+    With `further` it tells whether the script ends by itself after these steps: it is `whole` then, or has more steps.
+    """
     kept = read(path_of(job))
-    if kept is not None and len(kept.losses) >= steps and steps in kept.digests:
+    if kept is not None and len(kept.losses) >= steps and steps in kept.digests and (not further or kept.whole or len(kept.losses) > steps):
         return kept
     say(f"the undisturbed run of {steps} steps is made (and kept for other runs of this script)")
-    return _keep(job, _made(job, steps))
+    return _keep(job, _made(job, steps + further), say)
 
 
 def made_again(job: JobSpec, steps: int, known: Reference) -> Reference:
@@ -53,12 +60,13 @@ def made_again(job: JobSpec, steps: int, known: Reference) -> Reference:
     asked = (path_of(job), steps, known.losses)
     if asked in _made_alike:
         return known
-    again = _made(job, steps)
+    limit = steps + (known.whole or len(known.losses) > steps)  # so that it is known again whether the script has more steps
+    again = _made(job, limit)
     if _same(again, known, steps):
         _made_alike.add(asked)
         return known
-    if _same(again, _made(job, steps), steps):
-        return _keep(job, again)
+    if _same(again, _made(job, limit), steps):
+        return _keep(job, again, lambda _: None)
     return replace(known, repeatable=False)
 
 
@@ -71,12 +79,18 @@ def path_of(job: JobSpec) -> Path:
     return kept_in() / f"{key_of(job)}.json"
 
 
-def _keep(job: JobSpec, made: Reference) -> Reference:
+def _keep(job: JobSpec, made: Reference, say: Callable[[str], None]) -> Reference:
+    """Keeps a run, if there is a place for it: a home that is missing, full or not ours does not make the run worse."""
     path = path_of(job)
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps({"form": _FORM, **_to_json(made)}))
-    new.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps({"form": _FORM, **_to_json(made)}))
+        new.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        say(f"the undisturbed run cannot be kept in {path.parent} ({error.strerror}), and is made again next time: set XDG_CACHE_HOME")
     return made
 
 
@@ -107,14 +121,18 @@ def read(path: Path) -> Reference | None:
         data = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    if data.get("form") != _FORM:
+    if not isinstance(data, dict) or data.get("form") != _FORM:
         return None
-    digests = {int(step): digest for step, digest in data["digests"].items()}
-    return Reference(losses=tuple(data["losses"]), grad_norms=tuple(data["grad_norms"]), digests=digests, exact=data["exact"])
+    try:
+        digests = {int(step): digest for step, digest in data["digests"].items()}
+        losses, norms = (tuple(map(float, data[name])) for name in ("losses", "grad_norms"))
+        return Reference(losses=losses, grad_norms=norms, digests=digests, exact=data["exact"], whole=data.get("whole", False))
+    except (KeyError, TypeError, ValueError, AttributeError):  # another file, such as a report
+        return None
 
 
 def _to_json(known: Reference) -> dict[str, Any]:
-    return {"losses": known.losses, "grad_norms": known.grad_norms, "digests": known.digests, "exact": known.exact}
+    return {"losses": known.losses, "grad_norms": known.grad_norms, "digests": known.digests, "exact": known.exact, "whole": known.whole}
 
 
 def _made(job: JobSpec, steps: int) -> Reference:
@@ -123,8 +141,9 @@ def _made(job: JobSpec, steps: int) -> Reference:
         (folder / "observed").mkdir()
         (folder / "tmp").mkdir()
         (folder / "observed" / STOP).write_text(str(steps))
-        orders = Orders(folder=str(folder / "observed"), script=job.script, args=job.args, digest_every=DIGEST_EVERY).to_json()
-        words = ["run", "--workers", "1", "--seed", str(job.job_seed), "--directory", str(folder / "run"), OBSERVED, json.dumps(orders)]
+        written, saves = str(folder / "observed"), str(folder / "checkpoints")
+        orders = json.dumps(Orders(folder=written, script=job.script, args=job.args, checkpoint=saves, digest_every=DIGEST_EVERY).to_json())
+        words = ["run", "--workers", "1", "--seed", str(job.job_seed), "--directory", str(folder / "run"), OBSERVED, orders]
         command = [sys.executable, "-m", "elastic.cli.main", *words]
         used = environment(TMPDIR=str(folder / "tmp"))
         ended = subprocess.run(command, check=False, capture_output=True, text=True, env=used, timeout=_LIMIT_S)
@@ -141,4 +160,5 @@ def _made(job: JobSpec, steps: int) -> Reference:
         grad_norms=tuple(each.grad_norm for each in notes.given),
         digests=notes.digests,
         exact=notes.exact,
+        whole=len(notes.given) < steps,
     )

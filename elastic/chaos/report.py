@@ -87,4 +87,7 @@ def load(path: Path) -> tuple[Schedule, dict[str, Any]]:
         raise SettingsError(f"{path} is no report of `elastic chaos run --json`: {error}") from error
     if not isinstance(data, dict) or data.get("form") != FORM or not isinstance(data.get("schedule"), dict):
         raise SettingsError(f"{path} is no report of `elastic chaos run --json`, or of another version")
-    return Schedule.from_json(data["schedule"]), data
+    try:
+        return Schedule.from_json(data["schedule"]), data
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error

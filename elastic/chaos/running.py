@@ -108,8 +108,7 @@ class RunningJob:
         return ["agent", *words, "--hosts-min", str(job.hosts)]
 
     def _orders(self) -> dict[str, Any]:
-        every = self.schedule.job.checkpoint_every
-        checkpoint = str(self.disk / "checkpoints") if every else None
+        every, checkpoint = self.schedule.job.checkpoint_every, str(self.disk / "checkpoints")
         args = {"folder": str(self.folder / "observed"), "script": self.schedule.job.script, "args": self.schedule.job.args}
         return Orders(**args, checkpoint=checkpoint, every=every or None).to_json()
 

@@ -49,7 +49,8 @@ class Seen:
     that each host recorded, in all runs of the job; `breaches` are sentences about workers that acted for an
     epoch after they had sent their inventory for the next; `machine` has `(time, seconds that all processors of
     the machine have computed)`, and `own` the seconds that the harness and all processes of the job have, at the same
-    times; `unreadable` are errors of reading logs of incidents; `broken` is the error that ended the watch early."""
+    times; `looks` counts how often all workers were looked at, and `read` the workers that were seen to do something
+    then; `unreadable` are errors of reading logs of incidents; `broken` is the error that ended the watch early."""
 
     views: list[tuple[float, int, int, tuple[int, ...]]] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Seen:
     unreadable: list[str] = field(default_factory=list)
     broken: str | None = None
     looks: int = 0
+    read: int = 0
     cpu_s: float = 0.0
 
 
@@ -173,6 +175,7 @@ class Sampler:
             doing = reader.read()
             if doing is None:
                 continue
+            self.seen.read += 1
             breach = self._promises.look(doing)
             if breach is not None:
                 self.seen.breaches.append(breach)

@@ -19,8 +19,9 @@ class JobSpec:
     """The job of a run.
 
     `script` is the train function, with `args`. There are `hosts` hosts with `workers` workers each. The job ends after `minutes`, or after
-    `steps` steps, whichever comes first; 0 means no such limit, and a script that ends by itself ends the job. With `checkpoint_every`
-    steps it saves, also if the script itself does not. `etcd`: the job's private one, or one of the harness. Raises SettingsError.
+    `steps` steps, whichever comes first; 0 means no such limit, and a script that ends by itself ends the job. Without both limits it
+    ends soon after its last fault. With `checkpoint_every` steps it saves, also if the script itself does not. `etcd`: the job's private
+    one, or one of the harness. Raises SettingsError.
     """
 
     script: str = BUILT_IN
@@ -64,6 +65,8 @@ class JobSpec:
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The inverse of `to_json`. Raises SettingsError for fields that do not exist."""
         known = [each.name for each in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise SettingsError(f"job={data!r}: a job is a table of {', '.join(known)}")
         if unknown := sorted(set(data).difference(known)):
             raise SettingsError(f"a job has no {', '.join(unknown)}: use {', '.join(known)}")
         args = data.get("args", ())
@@ -131,7 +134,8 @@ class Schedule:
         """The inverse of `to_json`. Raises SettingsError."""
         if unknown := sorted(set(data).difference(("job", "faults", "seed", "drawn"))):
             raise SettingsError(f"a schedule has no {', '.join(unknown)}: use job, faults, seed and drawn")
-        if not all(isinstance(each, Mapping) for each in data.get("faults", ())):
+        given = data.get("faults", ())
+        if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
             raise SettingsError("each fault is a table: write [[fault]], with a kind and a time or step")
-        faults = tuple(map(Injection.from_json, data.get("faults", ())))
+        faults = tuple(map(Injection.from_json, given))
         return cls(job=JobSpec.from_json(data.get("job", {})), injections=faults, seed=data.get("seed", 0), drawn=data.get("drawn", False))

@@ -118,7 +118,7 @@ def _evidence(schedule: Schedule, folder: Path, say: Say, patience_s: float) -> 
             processors=os.cpu_count() or 1,
             last=job.last,
             stuck=stuck,
-            history=None if etcd is None or etcd.pid is None else tuple(etcd.history("/elastic/")),
+            history=gather.history(etcd),
             notices=tuple(notices),
         )
 
@@ -207,8 +207,9 @@ def _compared(evidence: Evidence, say: Say) -> Evidence:
         return replace(evidence, no_reference="no loop was given a step")
     steps = 1 + max(evidence.steps)
     digests = [step for notes in evidence.workers for step in notes.digests]
+    by_itself = evidence.last is None or steps < evidence.last
     try:
-        known = reference.reference(evidence.schedule.job, max([steps, *digests]), say)
+        known = reference.reference(evidence.schedule.job, max([steps, *digests]), say, further=by_itself)
         evidence = replace(evidence, reference=known)
         if any(finding.verdict == FAIL and finding.oracle in ("losses", "digest") for finding in judge(evidence)):
             say("numbers differ: the undisturbed run is made again, to see whether the script is repeatable")

@@ -65,7 +65,7 @@ def run(
         list[str] | None, typer.Option("--arg", help="An argument of it after the job, a JSON value or plain string. Repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random faults follow from it.")] = 0,
-    minutes: Annotated[float, typer.Option(help="How long the job trains; a script that ends earlier ends it.")] = 1.0,
+    minutes: Annotated[float | None, typer.Option(help="How long the job trains; a script that ends earlier ends it. Default 1.")] = None,
     mtbf: Annotated[float, typer.Option(help="Mean seconds between random faults.")] = 6.0,
     faults: Annotated[str | None, typer.Option(help=f"Kinds of random faults, by commas: {','.join(KINDS)}.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="Instead, this one: kill@12:backward, stop@3.5s place=1. Repeatable.")] = None,
@@ -83,7 +83,8 @@ def run(
     keep: Keep = None,
 ) -> None:
     """Runs a training under faults. By default a small GPT of its own, for a minute, under random faults of all kinds that fit."""
-    given = {"script": script, "hosts": hosts, "workers": workers, "stages": stages, "spares": spares, "checkpoint_every": checkpoint_every}
+    given = {"script": script, "minutes": minutes, "hosts": hosts, "workers": workers, "stages": stages, "spares": spares}
+    given["checkpoint_every"] = checkpoint_every
     job = {name: value for name, value in given.items() if value is not None}
     if args:
         job["args"] = [argument(text) for text in args]
@@ -93,7 +94,7 @@ def run(
     from elastic.cli.chaos_schedule import schedule_of
 
     with _refusing():
-        schedule = schedule_of(scenario, job, seed, minutes, mtbf, faults, fault)
+        schedule = schedule_of(scenario, job, seed, mtbf, faults, fault)
         options = chaos_run.Options(json_file=json_file, html=html, keep=keep, calm=calm, patience_s=patience)
         raise typer.Exit(chaos_run.run(schedule, options))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -40,8 +41,8 @@ def run(schedule: Schedule, options: Options) -> int:
     """Runs a schedule, prints and writes its report, and returns the exit code of its verdict. Raises SettingsError."""
     check_outputs(options.json_file, options.html)
     keep = options.keep
-    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise SettingsError(f"--keep {keep}: files of a run are kept in a new or empty folder, and this is none")
+    if keep is not None:
+        _check_keep(keep)
     known = known_run(options.calm)
     job = schedule.job
     hosts = f"{job.hosts} hosts with {job.workers} workers each" if job.hosts > 1 else f"{job.workers} workers"
@@ -57,6 +58,17 @@ def run(schedule: Schedule, options: Options) -> int:
         options.html.write_text(page(data, None if options.json_file is None else str(options.json_file)))
     _print(record, data)
     return CODES[record.verdict]
+
+
+def _check_keep(keep: Path) -> None:
+    try:
+        if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+            raise SettingsError(f"--keep {keep}: files of a run are kept in a new or empty folder, and this is none")
+        keep.mkdir(parents=True, exist_ok=True)
+        if not os.access(keep, os.W_OK | os.X_OK):
+            raise SettingsError(f"--keep {keep}: nothing can be written into this folder: Permission denied")
+    except OSError as error:
+        raise SettingsError(f"--keep {keep}: files cannot be kept there: {error.strerror}") from None
 
 
 def known_run(calm: Path | None) -> Reference | None:
@@ -82,15 +94,19 @@ def check_outputs(*paths: Path | None) -> None:
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Makes SIGTERM an ordinary end of this program, so that processes, mounts and namespaces are removed."""
+    """Makes SIGTERM and SIGHUP ordinary ends of this program, so that processes, mounts and namespaces are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print(record: trial.Record, data: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from elastic.script.target import name_of
 
 
 def schedule_of(
-    scenario: Path | None, job: dict[str, Any], seed: int, minutes: float, mtbf: float, faults: str | None, fault: list[str] | None
+    scenario: Path | None, job: dict[str, Any], seed: int, mtbf: float, faults: str | None, fault: list[str] | None
 ) -> Schedule:
     """Returns a scenario's schedule, one of given faults, or a random one; `job` has the fields of the job that were given.
 
@@ -26,8 +26,9 @@ def schedule_of(
         if faults or fault:
             raise SettingsError("a scenario has its own faults: leave --faults and --fault out, or the scenario")
         known = scenarios.load(scenario)
-        return Schedule.from_json({**known.to_json(), "job": {**known.job.to_json(), **job}})
-    spec = JobSpec.from_json({"checkpoint_every": 20, "minutes": minutes, **job})
+        made = {**known.job.to_json(), **job}
+        return Schedule.from_json({**known.to_json(), "job": {**made, "script": name_of(made["script"])}})
+    spec = JobSpec.from_json({"checkpoint_every": 20, "minutes": 1.0, **job})
     if fault:
         if faults:
             raise SettingsError("give either --faults (kinds of random faults) or --fault (a fault)")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from elastic.chaos import trial
 from elastic.chaos.report import load, write
@@ -20,9 +22,7 @@ def shrink(path: Path, out: Path, tries: int, options: Options) -> int:
     check_outputs(out, options.json_file, options.html)
     known = known_run(options.calm)
     schedule, data = load(path)
-    wanted = {finding["oracle"] for finding in data["findings"] if finding["verdict"] == "fail"}
-    if not wanted:
-        raise SettingsError(f"{path} has the verdict {data['verdict']}: only a schedule that fails can be shrunk")
+    wanted = _failing(path, data)
 
     def fails(candidate: Schedule) -> bool:
         for _ in range(tries):
@@ -49,6 +49,18 @@ def shrink(path: Path, out: Path, tries: int, options: Options) -> int:
         options.html.write_text(page(data, str(path)))
     print(f"{len(smallest.injections)} of {len(schedule.injections)} faults are enough: {_again(out, options)}")
     return 0
+
+
+def _failing(path: Path, data: Mapping[str, Any]) -> set[str]:
+    """The oracles that fail in a report. Raises SettingsError if none does, or if the report says nothing of them."""
+    try:
+        found = {finding["oracle"] for finding in data["findings"] if finding["verdict"] == "fail"}
+        verdict = data["verdict"]
+    except (KeyError, TypeError):
+        raise SettingsError(f"{path} is no whole report of `elastic chaos run --json`: it has no verdict, or no findings") from None
+    if not found:
+        raise SettingsError(f"{path} has the verdict {verdict}: only a schedule that fails can be shrunk")
+    return found
 
 
 def _again(out: Path, options: Options) -> str:

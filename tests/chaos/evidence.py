@@ -56,9 +56,10 @@ def fine(**changes: Any) -> Evidence:
         losses=tuple(given(0, step).loss for step in range(STEPS)),
         grad_norms=tuple(given(0, step).grad_norm for step in range(STEPS)),
         digests={STEPS: "d"},
+        whole=True,
     )
     views = [(49.0, 0, 1, (0, 1)), (51.0, 0, 2, (0,))]
-    seen = Seen(views=views, uses=uses(7), machine=[(49.0, 0.0), (61.0, 1.0)], looks=100)
+    seen = Seen(views=views, uses=uses(7), machine=[(49.0, 0.0), (61.0, 1.0)], looks=100, read=200)
     evidence = Evidence(
         schedule=Schedule(job=JobSpec(workers=2, steps=STEPS), injections=(kill,)),
         effects=(effect,),

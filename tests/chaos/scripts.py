@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def plain(steps: int) -> None:
 def inexact(steps: int) -> None:
     for _ in trainer_of(exact=False).run(steps):
         pass
+
+
+def saves(folder: str, steps: int) -> None:
+    """It has a checkpoint directory of its own."""
+    for _ in trainer_of(checkpoint=folder, every=5).run(steps):
+        time.sleep(0.02)
 
 
 def different_each_time(folder: str, steps: int) -> None:

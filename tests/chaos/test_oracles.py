@@ -12,7 +12,7 @@ from elastic.chaos.evidence import Evidence, HostEnd, Left, WorkerNotes
 from elastic.chaos.injection import parse
 from elastic.chaos.oracles import ALL, FAIL, PASS, UNKNOWN, Finding, judge, verdict_of
 from elastic.chaos.oracles.ending import allowed_s
-from elastic.chaos.sampler import Promises, Seen
+from elastic.chaos.sampler import Promises, Seen, Use
 from elastic.chaos.scene import Effect, Hit
 from elastic.chaos.schedule import JobSpec, Schedule
 from elastic.observe.activity import Doing
@@ -38,7 +38,7 @@ def with_step(step: int, **changes: Any) -> Evidence:
 
 def seen(**changes: Any) -> Evidence:
     known = fine().seen
-    return fine(seen=Seen(**{"views": known.views, "uses": known.uses, "machine": known.machine, "looks": 1, **changes}))
+    return fine(seen=Seen(**{"views": known.views, "uses": known.uses, "machine": known.machine, "looks": 1, "read": 1, **changes}))
 
 
 def loads(change: Callable[[int, int, tuple[int, ...]], tuple[int, ...] | None]) -> Evidence:
@@ -75,6 +75,9 @@ SPOILED = [
         lambda: loads(lambda step, part, taken: None if (step, part) == (9, 1) else taken),
         "micro-batch 1 of step 9 was loaded by nobody",
     ),
+    ("handed out once", lambda: with_more_steps(), "loops ended after 20 steps, and the undisturbed run goes on"),
+    ("handed out once", lambda: joined(range(10, STEPS)), "worker 2 was given step 10 first, and all others of that view step 8"),
+    ("handed out once", lambda: joined(range(8, 15)), "loops that ended by themselves were given steps up to 14, 19"),
     ("samples", lambda: loads(lambda step, _, taken: (taken[0], taken[0]) if step == 9 else taken), "after step 9, sample"),
     ("samples", lambda: first(fine(), loads=((0, 0, (5, 6)), *fine().workers[0].loads)), "micro-batch 0 of step 0 had different samples"),
     ("agreement", lambda: with_step(3, loss=9.0), "step 3: worker 0 was given loss 9.0, and worker 1 2.7"),
@@ -103,6 +106,7 @@ SPOILED = [
         lambda: fine(hosts=(HostEnd(number=0, codes=(0,), log="x\nthe agent failed:\nTraceback"),)),
         "host 0 said: the agent failed",
     ),
+    ("accounts", lambda: fine(incidents=()), "worker 1 was killed in epoch 1, and no incident has it"),
     (
         "blame",
         lambda: fine(incidents=(incident(kind="eviction", worker=0, why="it hangs"),)),
@@ -121,8 +125,37 @@ SPOILED = [
     ("left behind", lambda: fine(left=Left(keys=("/elastic/a/view",))), "a key is left in etcd"),
     ("resources", lambda: seen(uses=uses(7, threads=9)), "the agent has 9 threads, before the first fault 5"),
     ("resources", lambda: seen(uses=uses(7, descriptors=60)), "the agent has 60 open descriptors, before the first fault 30"),
+    ("resources", lambda: leaking(6), "the agent has 36 open descriptors, before the first fault 30; there were 6 new views"),
+    ("resources", lambda: busy(0.9), "the agent computes 0.91 s in each second, before the first fault 0.01 s"),
+    ("left behind", lambda: fine(left=Left(leases=2)), "2 leases are left in etcd"),
     ("stalls", lambda: with_late(20.0), "20.10 s before step 12, at most"),
 ]
+
+
+def with_more_steps() -> Evidence:
+    """A script that ended by itself; the undisturbed run has one step more."""
+    known = fine().reference
+    assert known is not None
+    return fine(last=None, reference=replace(known, losses=(*known.losses, 0.9), grad_norms=(*known.grad_norms, 21.0)))
+
+
+def joined(steps: range) -> Evidence:
+    """Another worker is a member from the second view on, and its loop is given these steps."""
+    return fine(workers=(*fine().workers, notes(2, steps)))
+
+
+def leaking(views: int) -> Evidence:
+    """The agent has one descriptor more for each new view, and fewer in its end."""
+    late = [Use(at=52.0, pid=7, role="agent", members=2, threads=5, descriptors=30 + views, cpu_s=1.0), *uses(7, descriptors=24)[1:]]
+    known = [(49.0, 0, 1, (0, 1)), *((50.8 + epoch / 10, 0, epoch, (0, 1)) for epoch in range(2, 2 + views))]
+    return seen(uses=[*uses(7)[:1], *late], views=known)
+
+
+def busy(share: float) -> Evidence:
+    """The agent computes behind the fault, with nothing to do."""
+    common: dict[str, Any] = {"pid": 7, "role": "agent", "members": 2, "threads": 5, "descriptors": 30}
+    times = [(49.0, 1.0), (50.0, 1.01), (60.0, 2.0), (61.0, 2.01 + share)]
+    return seen(uses=[Use(at=at, cpu_s=cpu_s, **common) for at, cpu_s in times])
 
 
 def with_late(seconds: float, busy: float = 1.0) -> Evidence:
@@ -138,6 +171,50 @@ def test_what_is_wrong_is_named(oracle: str, spoiled: Callable[[], Evidence], re
     assert finding.verdict == FAIL
     assert reason in finding.reason
     assert verdict_of(judge(spoiled())) == FAIL
+
+
+def shorter(steps: int, **changes: Any) -> Evidence:
+    """The undisturbed run has only so many steps, and may have more."""
+    known = fine().reference
+    assert known is not None
+    losses, norms = known.losses[:steps], known.grad_norms[:steps]
+    return fine(reference=replace(known, losses=losses, grad_norms=norms, whole=False), **changes)
+
+
+NOTHING_TO_JUDGE = [
+    ("promises", lambda: seen(read=0), "no worker was seen to do anything"),
+    ("one history", lambda: seen(views=[]), "no view was seen"),
+    ("one history", lambda: fine(history=()), "no view was seen in etcd's history"),
+    ("left behind", lambda: fine(left=Left(unread="Connection refused")), "etcd does not say what is left in it: Connection refused"),
+    ("losses", lambda: shorter(15), "the undisturbed run has only 15 steps, and 20 were given"),
+    ("handed out once", lambda: shorter(STEPS, last=None), "nothing shows that the undisturbed run does"),
+    ("handed out once", lambda: shorter(STEPS, last=30), "nothing shows that the undisturbed run does"),
+]
+
+
+@pytest.mark.parametrize(("oracle", "spoiled", "reason"), NOTHING_TO_JUDGE, ids=[f"{row[0]}-{row[2]}" for row in NOTHING_TO_JUDGE])
+def test_where_there_is_nothing_to_judge_from_the_finding_is_unknown(oracle: str, spoiled: Callable[[], Evidence], reason: str):
+    finding = found(spoiled(), oracle)
+    assert finding.verdict == UNKNOWN
+    assert reason in finding.reason
+
+
+def test_a_kill_before_the_last_view_or_with_a_full_disk_need_not_be_recorded():
+    known = fine(incidents=())
+    (effect,) = known.effects
+    late = replace(effect, hits=[replace(effect.hits[0], epoch=2)])
+    full = Effect(parse("disk-full@5"), at=50.5, until=50.9, proof="a write failed", why=None)
+    assert found(replace(known, effects=(late,)), "accounts").verdict == PASS
+    assert found(replace(known, effects=(effect, full)), "accounts").verdict == PASS
+
+
+def test_a_script_that_is_not_exact_may_take_steps_again_with_other_last_bits():
+    def again(loss: float, exact: bool) -> Finding:
+        steps = (given(0, 6, loss=loss), *(given(0, step) for step in range(7, STEPS)))
+        second = replace(notes(0, range(6, STEPS), run="b", began=60.0, exact=exact), given=steps)
+        return found(fine(workers=(notes(0, range(10), exact=exact), second)), "agreement")
+
+    assert [again(2.4000001, True).verdict, again(2.4000001, False).verdict, again(2.5, False).verdict] == [FAIL, PASS, FAIL]
 
 
 def test_a_fault_without_proof_makes_the_verdict_unknown():

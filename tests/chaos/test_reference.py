@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,34 @@ def test_a_kept_run_that_is_out_of_date_is_replaced(made: list[Reference]):
 def test_a_script_that_differs_each_time_is_not_repeatable(made: list[Reference]):
     made += [run(3.0, 2.0, 0.5), run(3.0, 2.0, 0.6)]
     assert not reference.made_again(JOB, STEPS, run(3.0, 2.0, 1.0)).repeatable
+
+
+def test_a_run_that_may_have_more_steps_is_made_again_to_see_its_end(made: list[Reference]):
+    made += [run(3.0, 2.0, 1.0), replace(run(3.0, 2.0, 1.0), whole=True)]
+    assert not reference.reference(JOB, STEPS).whole
+    for _ in range(2):
+        assert reference.reference(JOB, STEPS, further=True).whole
+
+
+def test_without_a_place_to_keep_it_a_run_is_made_each_time(made: list[Reference], monkeypatch: pytest.MonkeyPatch):
+    made += [run(3.0, 2.0, 1.0), run(3.0, 2.0, 1.0)]
+    said = list[str]()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nobody")
+    for _ in range(2):
+        assert reference.reference(JOB, STEPS, said.append).losses == (3.0, 2.0, 1.0)
+    assert "cannot be kept in /proc/nobody/elastic-chaos (No such file or directory)" in said[1]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert reference.read(reference.path_of(JOB)) is None
+
+
+@pytest.mark.parametrize("data", [[], {"form": 1, "schedule": {}}, {"form": 1, "losses": ["a"], "grad_norms": [], "digests": {}}])
+def test_another_file_has_no_undisturbed_run(tmp_path: Path, data: object):
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    assert reference.read(tmp_path / "r.json") is None

@@ -51,6 +51,24 @@ def test_a_report_is_json_and_is_read_back(tmp_path: Path):
     assert made["stalls"] == [{"at": pytest.approx(0.7), "step": 8, "seconds": pytest.approx(0.5), "kinds": ["kill"]}]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ('{"job": 3}', "job=3: a job is a table of script"),
+        ('{"job": null}', "job=None: a job is a table"),
+        ('{"faults": 3}', "each fault is a table"),
+        ('{"faults": null}', "each fault is a table"),
+        ('{"faults": [{"kind": "kill", "step": 3, "place": null}]}', "place=None is not a number"),
+    ],
+)
+def test_a_report_that_was_edited_wrongly_is_refused_with_its_file(tmp_path: Path, schedule: str, message: str):
+    (tmp_path / "r.json").write_text(f'{{"form": 1, "schedule": {schedule}}}')
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path / "r.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'r.json'}: ")
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"form": 0, "schedule": {}}'])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str):
     (tmp_path / "r.json").write_text(text)

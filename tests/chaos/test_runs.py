@@ -124,6 +124,16 @@ def test_all_hosts_are_lost_at_once():
 
 
 @pytest.mark.long
+def test_a_script_that_saves_by_itself_keeps_its_own_checkpoints(tmp_path: Path):
+    own = tmp_path / "own"
+    record = passes(ran("kill@8 place=1", "agent-kill@25", script=f"{SCRIPT}:saves", args=[str(own), 40], steps=0))
+    _, second = record.evidence.runs
+    assert min(given.step for notes in second for given in notes.given) % 5 == 0
+    assert not own.exists()
+    assert len(record.evidence.steps) == 40
+
+
+@pytest.mark.long
 def test_a_script_without_a_seed_passes_since_jobs_have_one():
     record = passes(ran("kill@8 place=1", script=f"{SCRIPT}:plain", args=[25], steps=0))
     assert len(record.evidence.steps) == 25
@@ -202,6 +212,8 @@ BAD = [
     (["run", "--minutes", "-1"], "minutes=-1"),
     (["run", "--faults", " , "], "--faults names no kind"),
     (["run", "--fault", "kill@3 place=3"], "there is no worker at place 3: the job has 3"),
+    (["run", "--minutes", "0.01"], "no fault at a mean distance of 6 s fits into 0.01 minutes"),
+    (["run", "--fault", "kill@3", "--keep", "/proc/none/x"], "--keep /proc/none/x: files cannot be kept there"),
     (["run", "--patience", "0"], "Invalid value for '--patience'"),
     (["run", "--fault", "kill@3", "--html", "/proc/none/r.html"], "the report cannot be written to /proc/none/r.html"),
     (["run", "--fault", "kill@3", "--keep", "/proc"], "--keep /proc: files of a run are kept in a new or empty folder"),

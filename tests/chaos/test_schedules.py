@@ -15,6 +15,7 @@ from elastic.chaos.injection import Injection
 from elastic.chaos.kinds import KINDS, ONE_HOST
 from elastic.chaos.random_schedule import drawn
 from elastic.chaos.schedule import JobSpec, Schedule
+from elastic.cli.chaos_schedule import schedule_of
 from elastic.errors import SettingsError
 
 _NUMBERS = strategies.floats(0.5, 1e4).map(lambda number: float(f"{number:g}"))
@@ -157,6 +158,7 @@ def test_random_schedules_have_the_asked_kinds_and_number():
         ({"mtbf_s": 1.0, "kinds": ["kil"]}, "there is no fault 'kil'"),
         ({"mtbf_s": 50.0, "faults": 90}, "do not fit into 1 minutes"),
         ({"mtbf_s": 1.0, "kinds": ["drain"]}, "needs 2 hosts"),
+        ({"mtbf_s": 1e9}, "no fault at a mean distance of 1e+09 s fits into 1 minutes"),
     ],
 )
 def test_random_schedules_that_cannot_be_are_refused(options: dict, message: str):
@@ -179,3 +181,15 @@ def test_what_a_schedule_needs_of_the_job():
     assert needs("etcd-down@1") == (False, True)
     assert needs("join@1") == (True, True)
     assert needs("kill@1", hosts=2) == (True, True)
+
+
+def test_options_of_the_command_change_the_job_of_a_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.py").write_text("def train(job):\n    pass\n")
+    (tmp_path / "s.toml").write_text("[job]\nscript = 'train.py:train'\n[[fault]]\nkind = 'kill'\ntime = 70")
+    monkeypatch.chdir(tmp_path)
+    given = {"mtbf": 6.0, "faults": None, "fault": None}
+    made = schedule_of(Path("s.toml"), {"minutes": 2.0, "workers": 2}, 0, **given)
+    assert (made.job.minutes, made.job.workers, made.job.script) == (2.0, 2, f"{tmp_path}/train.py:train")
+    with pytest.raises(SettingsError, match="due after the end: the job runs for 60 s"):
+        schedule_of(Path("s.toml"), {"minutes": 1.0}, 0, **given)
+    assert schedule_of(None, {}, 0, **given).job.minutes == 1.0

@@ -14,7 +14,7 @@ RECOVERY_S, UNASKED_S, AGAIN_S = 2.5, 2.0, 100.0
 """What a recovery may take beyond the time until it is noticed; a stall without a fault; a job that is started again."""
 
 _STEPS, _CROWDED, _SILENT_S, _STUCK_S = 5, 0.35, 4.0, 30.0
-_THREADS, _DESCRIPTORS = 3, 12
+_THREADS, _DESCRIPTORS, _LEAKS, _IDLE = 3, 12, 5, 0.5
 
 
 def took_effect(evidence: Evidence) -> Finding:
@@ -89,34 +89,56 @@ def left_behind(evidence: Evidence) -> Finding:
     )  # a job that was killed leaves keys with leases of an hour
     wrong = [f"a process is left: {each}" for each in left.processes] + [f"a file is left: {each}" for each in left.files]
     wrong += [f"a key is left in etcd: {each}" for each in keys]
+    if left.leases and not left.keys and len(evidence.runs) == 1 and not _all_lost(evidence):
+        wrong.append(f"{left.leases} leases are left in etcd")
+    if not wrong and left.unread:
+        return unknown("left behind", f"etcd does not say what is left in it: {left.unread}")
     return judged("left behind", wrong, "no process, file or key is left")
 
 
 def resources(evidence: Evidence) -> Finding:
-    """Survivors' threads and descriptors are what they were before the first fault."""
+    """Survivors' threads, descriptors and, of agents, idle processor time are what they were before the first fault."""
     name, wrong, compared = "resources", list[str](), 0
-    for pid in {use.pid for use in evidence.seen.uses}:
-        uses = [use for use in evidence.seen.uses if use.pid == pid]
+    by: dict[int, list[Use]] = {}
+    for use in evidence.seen.uses:
+        by.setdefault(use.pid, []).append(use)
+    for uses in by.values():
         before = [use for use in uses if use.at < evidence.first_fault_at]
-        if not before or not _settled(evidence, uses[-1]):
-            continue
-        one, other = max(before, key=lambda use: use.descriptors), uses[-1]
-        if one.members != other.members:
-            continue
-        compared += 1
-        if other.threads > max(use.threads for use in before) + _THREADS:
-            wrong.append(f"the {other.role} has {other.threads} threads, before the first fault {one.threads}")
-        if other.descriptors > one.descriptors + _DESCRIPTORS:
-            wrong.append(f"the {other.role} has {other.descriptors} open descriptors, before the first fault {one.descriptors}")
+        after = _settled(evidence, uses, before)
+        if after:
+            compared += 1
+            wrong += _grown(evidence, before, after)
     if not compared:
         return passed(name, "no process lived from before the first fault to the end with as many members")
     return judged(name, wrong, f"{compared} survivors have the threads and descriptors that they had")
 
 
-def _settled(evidence: Evidence, last: Use) -> bool:
-    """Whether a process was looked at late enough behind the last fault, with no other one under way."""
+def _grown(evidence: Evidence, before: list[Use], after: list[Use]) -> list[str]:
+    """What a process has more of than before the first fault. One more descriptor for each new view is a leak too."""
+    one, other, wrong = max(before, key=lambda use: use.descriptors), after[len(after) // 2], list[str]()
+    threads, descriptors = (int(statistics.median(found)) for found in zip(*((use.threads, use.descriptors) for use in after), strict=True))
+    if threads > max(use.threads for use in before) + _THREADS:
+        wrong.append(f"the {one.role} has {threads} threads, before the first fault {one.threads}")
+    views = len({view[2] for view in evidence.seen.views if one.at < view[0] < other.at})
+    more = descriptors - one.descriptors
+    if more > _DESCRIPTORS or (views >= _LEAKS and more >= views):
+        wrong.append(
+            f"the {one.role} has {descriptors} open descriptors, before the first fault {one.descriptors}; there were {views} new views"
+        )
+    if one.role == "agent" and min(before[-1].at - before[0].at, after[-1].at - after[0].at) > 0.5:
+        idle, busy = ((uses[-1].cpu_s - uses[0].cpu_s) / (uses[-1].at - uses[0].at) for uses in (before, after))
+        if busy > idle + _IDLE:
+            wrong.append(f"the agent computes {busy:.2f} s in each second, before the first fault {idle:.2f} s")
+    return wrong
+
+
+def _settled(evidence: Evidence, uses: list[Use], before: list[Use]) -> list[Use]:
+    """What a process used late enough behind the last fault, with as many members as before the first; before it ended, if known."""
     until = max((effect.until or 0.0 for effect in evidence.effects), default=0.0)
-    return last.at > until + 1.0
+    ends = max((given.at for notes in evidence.workers for given in notes.given), default=0.0)
+    members = {use.members for use in before[-1:]}
+    found = [use for use in uses if use.at > until + 1.0 and use.members in members]
+    return [use for use in found if use.at < ends] or found
 
 
 def stalls(evidence: Evidence) -> Finding:

@@ -9,12 +9,16 @@ from itertools import pairwise
 from elastic.chaos.evidence import Evidence
 from elastic.chaos.oracles.finding import Finding, judged, unknown
 
+_KILLS = ("kill", "kill-many", "kill-during-recovery")
 _LAYERS = re.compile(r"\[(\d+)(?:-(\d+))?\]x(\d+)")
 
 
 def one_history(evidence: Evidence) -> Finding:
     """Epochs only rise, each has one set of members and one layout, and etcd's view was only ever replaced by the next one."""
     wrong = [*_known_views(evidence), *_layouts(evidence), *_writes(evidence)]
+    written = [key for key, value in evidence.history or () if key.endswith("/view") and value is not None]
+    if not wrong and (not evidence.seen.views or (evidence.history is not None and not written)):
+        return unknown("one history", "no view was seen" + (" in etcd's history" if evidence.seen.views else ""))
     how = (
         "as etcd's history, hosts' files and workers' reports say"
         if evidence.history is not None
@@ -73,14 +77,14 @@ def _writes(evidence: Evidence) -> list[str]:
 
 def promises(evidence: Evidence) -> Finding:
     """Nobody acts for an epoch after its inventory for the next."""
-    if not evidence.seen.looks:
-        return unknown("promises", "workers were not watched")
+    if not evidence.seen.read and not evidence.seen.breaches:
+        return unknown("promises", "no worker was seen to do anything")
     return judged("promises", evidence.seen.breaches, f"{evidence.seen.looks} looks at all workers saw nobody act after an inventory")
 
 
 def accounts(evidence: Evidence) -> Finding:
     """Each incident that was recorded lost no sample, moved no less than the least, and ended in a layout that has each layer once."""
-    wrong = [*evidence.seen.unreadable]
+    wrong = [*evidence.seen.unreadable, *_unrecorded(evidence)]
     for each in evidence.incidents:
         about = f"the {each['kind']} at epoch {each['epoch']}"
         if each["samples_lost"]:
@@ -95,6 +99,17 @@ def accounts(evidence: Evidence) -> Finding:
             at = next(line for line in host.log.splitlines() if "this is a bug" in line or "the agent failed" in line)
             wrong.append(f"host {host.number} said: {at[:200]}")
     return judged("accounts", wrong, f"{len(evidence.incidents)} incidents add up")
+
+
+def _unrecorded(evidence: Evidence) -> list[str]:
+    """Workers that a fault killed, in a job that went on in a later view, and that no incident has. A full disk may have no room for it."""
+    if len(evidence.runs) != 1 or any(effect.injection.kind == "disk-full" for effect in evidence.effects):
+        return []
+    lost = {worker for each in evidence.incidents for worker in (each["worker"], *each["also"])}
+    newest = max((given.epoch for notes in evidence.workers for given in notes.given), default=0)
+    kills = [effect for effect in evidence.effects if effect.injection.kind in _KILLS and effect.proof is not None]
+    hits = [hit for effect in kills for hit in effect.hits if hit.worker is not None and hit.epoch is not None and hit.epoch < newest]
+    return [f"worker {hit.worker} was killed in epoch {hit.epoch}, and no incident has it" for hit in hits if hit.worker not in lost]
 
 
 def _covers(layout: str) -> bool:

@@ -29,6 +29,8 @@ def losses(evidence: Evidence) -> Finding:
         return passed(name, f"{len(steps)} losses and gradient norms are those of the undisturbed run, {how}{back}")
     if not known.repeatable:
         return unknown(name, _UNREPEATABLE)
+    if different[0] >= len(known.losses) and not known.whole:
+        return unknown(name, f"the undisturbed run has only {len(known.losses)} steps, and {len(steps)} were given")
     step = different[0]
     loss = known.losses[step] if step < len(known.losses) else None
     return failed(
@@ -53,10 +55,17 @@ def _exact(evidence: Evidence, known: Reference) -> bool:
 def _same(given: Given, known: Reference) -> bool:
     if given.step >= len(known.losses):
         return False
-    pairs = ((given.loss, known.losses[given.step]), (given.grad_norm, known.grad_norms[given.step]))
-    if known.exact:
-        return all(one == other or (math.isnan(one) and math.isnan(other)) for one, other in pairs)
-    return all(math.isclose(one, other, rel_tol=TOLERANCE) for one, other in pairs)
+    numbers = known.losses[given.step], known.grad_norms[given.step]
+    return _alike((given.loss, given.grad_norm), numbers, exact=known.exact)
+
+
+def _alike(some: tuple[float, ...], others: tuple[float, ...], *, exact: bool) -> bool:
+    """Whether numbers are the same, or within the tolerance if they need not be exact. What is no number is alike."""
+    tolerance = 0.0 if exact else TOLERANCE
+    return all(
+        math.isclose(one, other, rel_tol=tolerance) or (math.isnan(one) and math.isnan(other))
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def digest(evidence: Evidence) -> Finding:
@@ -90,22 +99,57 @@ def handed_once(evidence: Evidence) -> Finding:
     reached = -1
     for run in evidence.runs:
         steps = sorted({given.step for notes in run for given in notes.given})
+        every = run[0].every or evidence.schedule.job.checkpoint_every
         if not steps:
             continue
-        wrong += _ends(evidence, steps, reached)
+        wrong += [*_ends(evidence, steps, reached, every), *_apart(run)]
         reached = steps[-1]
+    early, sure = _early(evidence, reached + 1)
+    if early and not (sure or wrong):
+        return unknown("handed out once", early)
+    wrong += [early] if early else []
     return judged("handed out once", wrong, f"{reached + 1} steps, each given once to each loop, in {len(evidence.runs)} run(s) of the job")
 
 
-def _ends(evidence: Evidence, steps: list[int], reached: int) -> list[str]:
-    """What is wrong with the steps of one run of the job, behind one that had `reached` a step."""
+def _apart(run: list[WorkerNotes]) -> list[str]:
+    """Loops of a run that began later in a view than all others of that view, or that ended with another step."""
+    wrong, given = [], [notes for notes in run if notes.given]
+    for notes in given:
+        begin = notes.given[0]
+        others = [first for each in given if each is not notes and (first := _first(each, begin.epoch)) is not None]
+        if others and begin.step > max(others):
+            wrong.append(f"worker {notes.worker} was given step {begin.step} first, and all others of that view step {max(others)}")
+    ends = sorted({notes.given[-1].step for notes in given if notes.returned})
+    if len(ends) > 1:
+        wrong.append(f"loops that ended by themselves were given steps up to {', '.join(map(str, ends))}")
+    return wrong
+
+
+def _first(notes: WorkerNotes, epoch: int) -> int | None:
+    """The first step of this view that a loop was given."""
+    return next((given.step for given in notes.given if given.epoch == epoch), None)
+
+
+def _early(evidence: Evidence, steps: int) -> tuple[str, bool]:
+    """A sentence if the training ended before its time, and whether that is sure; an empty one if the script was to end there."""
+    known = evidence.reference
+    if known is None or not steps or (evidence.last is not None and steps >= evidence.last):
+        return "", True
+    if len(known.losses) > steps:
+        return f"loops ended after {steps} steps, and the undisturbed run goes on", _exact(evidence, known)
+    if not known.whole or len(known.losses) < steps:
+        return f"loops ended after {steps} steps by themselves, and nothing shows that the undisturbed run does", False
+    return "", True
+
+
+def _ends(evidence: Evidence, steps: list[int], reached: int, every: int) -> list[str]:
+    """What is wrong with the steps of one run of the job, behind one that had `reached` a step; it saves every so many steps."""
     wrong = [] if steps == list(range(steps[0], steps[-1] + 1)) else [f"steps are missing between {steps[0]} and {steps[-1]}"]
-    every = evidence.schedule.job.checkpoint_every
     if steps[0] > reached + 1:
         wrong.append(f"the job went on with step {steps[0]} after step {reached}")
     elif every and steps[0] % every and steps[0] != reached + 1 and evidence.last != steps[0]:
         wrong.append(f"the job was started again at step {steps[0]}, and saves every {every} steps")
-    elif not every and reached >= 0 and steps[0] and not evidence.schedule.job.checkpoint_every and steps[0] != reached + 1:
+    elif not every and reached >= 0 and steps[0] and steps[0] != reached + 1:
         wrong.append(f"the job was started again at step {steps[0]} without a checkpoint")
     return wrong
 
@@ -143,7 +187,7 @@ def _balanced(loaded: dict[tuple[int, int], set[tuple[int, ...] | None]], steps:
     count, used = about.samples or 1, Counter[int]()
     often = Counter({0: count})  # how many samples were used so often
     for step in range(steps):
-        for index in (index for part in range(parts) for taken in loaded[step, part] for index in taken or ()):
+        for index in (index for part in range(parts) for taken in loaded.get((step, part), ()) for index in taken or ()):
             often.subtract([used[index]])
             used[index] += 1
             often.update([used[index]])
@@ -157,12 +201,12 @@ def _balanced(loaded: dict[tuple[int, int], set[tuple[int, ...] | None]], steps:
 
 def agreement(evidence: Evidence) -> Finding:
     """All workers were given the same numbers for a step: no step was committed in two ways."""
-    known: dict[int, Given] = {}
-    wrong = []
-    for given in (each for notes in evidence.workers for each in notes.given):
-        other = known.setdefault(given.step, given)
-        same = (other.loss, other.grad_norm) == (given.loss, given.grad_norm)
-        if not same and given.step not in evidence.disclaimed and not (math.isnan(other.loss) and math.isnan(given.loss)):
+    known: dict[int, tuple[str, Given]] = {}
+    wrong, exact = [], all(notes.exact for notes in evidence.workers)
+    for run, given in ((notes.run, each) for notes in evidence.workers for each in notes.given):
+        first, other = known.setdefault(given.step, (run, given))
+        same = _alike((given.loss, given.grad_norm), (other.loss, other.grad_norm), exact=exact or run == first)
+        if not same and given.step not in evidence.disclaimed:
             wrong.append(
                 f"step {given.step}: worker {other.worker} was given loss {other.loss!r}, and worker {given.worker} {given.loss!r}"
             )
