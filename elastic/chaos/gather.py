@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,14 @@ def marked(mark: str) -> dict[int, str]:
             if mark.encode() in (entry / "environ").read_bytes().split(b"\0") and stat_of(pid) is not None:
                 found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:160]
     return found
+
+
+def remove(folder: Path, temporary: Path) -> None:
+    """Removes the folder of a run. What was interrupted may still write there: first its processes end, whose TMPDIR is `temporary`."""
+    deadline = time.monotonic() + _GONE_S
+    while marked(f"TMPDIR={temporary}") and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def left_behind(job: RunningJob, etcd: OwnEtcd | None) -> Left:

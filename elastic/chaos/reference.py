@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from elastic.chaos import gather
 from elastic.chaos.evidence import Reference
-from elastic.chaos.gather import worker_notes
 from elastic.chaos.observed import STOP, Orders
 from elastic.chaos.running import DIGEST_EVERY, OBSERVED
 from elastic.chaos.schedule import JobSpec
@@ -136,8 +136,8 @@ def _to_json(known: Reference) -> dict[str, Any]:
 
 
 def _made(job: JobSpec, steps: int) -> Reference:
-    with tempfile.TemporaryDirectory(prefix="elastic-chaos-calm-") as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix="elastic-chaos-calm-"))
+    try:
         (folder / "observed").mkdir()
         (folder / "tmp").mkdir()
         (folder / "observed" / STOP).write_text(str(steps))
@@ -151,10 +151,12 @@ def _made(job: JobSpec, steps: int) -> Reference:
             raise JobFailed(
                 f"the undisturbed run failed with exit code {ended.returncode}, so the script fails without faults: {ended.stderr[-1500:]}"
             )
-        found = worker_notes(folder / "observed")
+        found = gather.worker_notes(folder / "observed")
         if len(found) != 1:
             raise JobFailed("the undisturbed run ended without a trainer: the script must train with an elastic.Trainer")
         (notes,) = found
+    finally:
+        gather.remove(folder, folder / "tmp")
     return Reference(
         losses=tuple(each.loss for each in notes.given),
         grad_norms=tuple(each.grad_norm for each in notes.given),

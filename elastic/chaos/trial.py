@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -73,7 +72,7 @@ def run(
         evidence = _evidence(schedule, folder, say, patience_s)
     finally:
         if keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            gather.remove(folder, folder / "disk" / "tmp")
     used = _cpu_s() - used
     evidence = _compared(evidence, say) if calm is None else replace(evidence, reference=calm)
     return Record(evidence=evidence, findings=judge(evidence), harness_cpu_s=used)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from elastic.chaos import running
+from elastic.chaos import gather, running
 from elastic.chaos.hosts import Host
 from elastic.chaos.running import RunningJob
 from elastic.chaos.schedule import JobSpec, Schedule
@@ -58,3 +61,13 @@ def test_it_is_started_again_where_a_scheduler_would(
     job.hosts.append(host)
     job.supervise()
     assert (host.codes, host.process is new, host.expected) == ([code], again, not again)
+
+
+def test_the_folder_of_an_interrupted_run_is_removed_when_its_processes_have_ended(tmp_path: Path) -> None:
+    """The process makes a folder again and again for a while, and one that is removed too."""
+    temporary = tmp_path / "run" / "tmp"
+    temporary.mkdir(parents=True)
+    code = "import os, sys, time\nends = time.monotonic() + 0.1\nwhile time.monotonic() < ends: os.makedirs(sys.argv[1], exist_ok=True)"
+    with subprocess.Popen([sys.executable, "-S", "-c", code, str(temporary / "made")], env={**os.environ, "TMPDIR": str(temporary)}):
+        gather.remove(tmp_path / "run", temporary)
+    assert not (tmp_path / "run").exists()
