@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from elastic.agent import live, requests
 from elastic.agent.background import Background
 from elastic.agent.copies import copies_said
+from elastic.agent.fitting import misfit_with, misfit_without
 from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
@@ -45,17 +46,15 @@ from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.membership.founding import Ready, another_file, found, strangers
 from elastic.observe.console import say
 from elastic.plan.described import described
-from elastic.plan.fleet import SHARE, Fleet
 from elastic.plan.memory import need, readable
-from elastic.plan.planner import plan
 from elastic.plan.saved import SavedPlan
-from elastic.plan.site import Site
 from elastic.power.job_power import MODES, JobPower
 from elastic.settings import JobSettings
 from elastic.worker.onesided_waits import OneSided, Wait
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
+    from elastic.plan.site import Site
     from elastic.view import View
 
 _CAUSE_S = 1.0  # how long a worker's error about a lost link waits for the error that caused it
@@ -202,18 +201,11 @@ class Coordinator:
 
     def no_room_for(self, name: str, facts: HostFacts, room: int) -> str | None:
         """Returns why the model does not fit once a host with so many workers has joined, None if it does, or nobody knows yet."""
-        if self._driver is None or facts.memory is None:
-            return None
-        view = self._driver.view
-        like, number = view.members[0], max(view.workers) + 1
-        joiners = [replace(like, worker=number + each, host=name, memory=self._settings.memory, slowdown=1.0) for each in range(room)]
-        site = view.site.having(Site(memory={name: facts.memory}))
-        try:
-            plan(Fleet.of([*view.members, *joiners], site), view.workload, view.plan, stages=self._settings.stages)
-        except PlanError as error:
-            share = f"{room} worker{'s' * (room != 1)} share {readable(SHARE * facts.memory)} there"
-            return f"{share}, and with them {error}"
-        return None
+        return None if self._driver is None else misfit_with(self._driver.view, self._settings, name, facts, room)
+
+    def no_room_without(self, workers: Iterable[int]) -> str | None:
+        """Returns why the model does not fit once these workers have left, None if it does."""
+        return None if self._driver is None else misfit_without(self._driver, self._settings, workers)
 
     def answer(self, request: Message) -> Message:
         """Does what a user asks for from outside, and returns what to tell: `told`, or `refused` with the reason."""
@@ -257,8 +249,10 @@ class Coordinator:
         hosts = self.hosts
         if self._over or self._stopping or name in hosts.draining or name not in hosts.present:
             return
-        if self._driver is None or self.left_without(name) < self.least:
-            say(f"host {name} is to leave, and the job cannot go on without it: it stops at the next step boundary")
+        few, why = self.left_without(name) < self.least, self.no_room_without(hosts.workers_of(name))
+        if self._driver is None or few or why is not None:
+            because = "" if why is None else f" ({why})"
+            say(f"host {name} is to leave, and the job cannot go on without it{because}: it stops at the next step boundary")
             self.stop()
             return
         say(f"host {name} is drained: the others take over what its workers own")

@@ -40,6 +40,8 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
         if left < coordinator.least:
             few = f"{left} workers would be left, and the job needs {coordinator.least}"
             return {"type": "answer", "refused": f"host {name} cannot be drained: {few}. `elastic stop` stops the job"}
+        if (why := coordinator.no_room_without(hosts.workers_of(name))) is not None:
+            return {"type": "answer", "refused": f"host {name} cannot be drained: {why}. `elastic stop` stops the job"}
         coordinator.drain(name)
         return _told({"said": f"host {name} is drained at the next step boundary"})
     if what == "kill":
@@ -56,6 +58,8 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
             more = f", of which {spares} {'is a spare' if spares == 1 else 'are spares'}" if spares else ""
             few = f"the hosts have room for {room}{more}, and the job needs {coordinator.least}"
             return {"type": "answer", "refused": f"{wanted} worker{'s' * (wanted != 1)}: {few}"}
+        if (why := coordinator.no_room_without(sorted(coordinator.driver.state.live)[wanted:])) is not None:
+            return {"type": "answer", "refused": f"{wanted} worker{'s' * (wanted != 1)}: {why}"}
         coordinator.scale(wanted)
         return _told({"said": f"the job is scaled to {wanted} worker{'s' * (wanted != 1)} at the next step boundary"})
     return {"type": "answer", "refused": f"this version does not know the request {what!r}"}

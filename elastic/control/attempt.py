@@ -22,7 +22,7 @@ from elastic.control.events import (
     Vote,
     Voted,
 )
-from elastic.control.state import ATTEMPTING, ControlState, Phase
+from elastic.control.state import ATTEMPTING, ControlState, Misfit, Phase
 from elastic.control.transitions import (
     FAILED_JOINS,
     Transition,
@@ -36,6 +36,7 @@ from elastic.control.transitions import (
     suspected,
     without_attempt,
 )
+from elastic.errors import PlanError
 from elastic.view import outlives
 
 SETTLING_S = 0.3  # how long new workers are delayed for the first step of a new view
@@ -51,7 +52,7 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
     Spares join in any attempt in which members are missing, other ready workers only at a boundary, where no member is in the middle of
     an evaluation, or if the job would be too small without them.
     """
-    joining = joining or state.reaching or len(state.live) < state.policy.min_workers
+    joining = joining or state.reaching or state.misfit is not None or len(state.live) < state.least
     state = replace(
         without_attempt(state),
         join_at=None,
@@ -70,8 +71,9 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
     if state.reaching and state.starting:
         return replace(state, phase=Phase.PAUSED), []
     workers = (*state.live, *spares.joiners(state, at_boundary=joining))
-    if len(workers) < state.policy.min_workers:
-        return _pause(state, len(workers))
+    present = len(workers) if state.misfit is None else len(set(workers) - state.leaving.keys())
+    if present < state.least:
+        return _pause(state, present)
     return _quiesce(state, workers, now)
 
 
@@ -95,7 +97,7 @@ def _with_new_workers(state: ControlState, lost: str, how: str, now: float) -> T
         said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{lost}: new workers {how}")]
         return replace(state, phase=Phase.PAUSED), [*said, *started]
     workers = spares.joiners(state, at_boundary=True)
-    if len(workers) < max(1, state.policy.min_workers):
+    if len(workers) < max(1, state.least):
         last = f"; the last loss: {state.cause}" if state.cause and state.cause not in lost else ""
         return end_job(state, "JobFailed", f"{lost}; new workers would {how}, but none can be started ({_hindrance(state)}){last}")
     return _quiesce(state, workers, now)
@@ -124,10 +126,13 @@ def _all_lost(state: ControlState) -> str:
 
 
 def _pause(state: ControlState, present: int) -> Transition:
-    few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
+    why, kind = f"the job may not shrink below min_workers={state.policy.min_workers}", "JobFailed"
+    if state.misfit is not None and present >= state.policy.min_workers:
+        why, kind = state.misfit.why, PlanError.__name__
+    few = f"{present} worker{'s' * (present != 1)} left, and {why}"
     if not state.starting and not state.policy.hosts:
-        return end_job(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
-    said = [Tell(sentence=f"{few}: paused until new workers are ready")] if state.phase is not Phase.PAUSED else []
+        return end_job(state, kind, f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
+    said = [Tell(sentence=f"paused until new workers are ready: {few}")] if state.phase is not Phase.PAUSED else []
     return replace(state, phase=Phase.PAUSED), list(said)
 
 
@@ -182,10 +187,36 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
         return followed_by(told, open_attempt(replace(state, fallen=True, back=event.back), now))
     if state.fallen and event.kind == "NothingSaved" and respawns(state) and not state.afresh:
         return _begin_afresh(state, event.message, now)
+    if event.kind == PlanError.__name__:
+        return _without_joiners(state, event.message, now) if _complete(state) else _await_room(state, event.message, now)
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
     return end_job(state, event.kind, f"{who} cannot go on: {event.message}{_advice(state, event.kind)}{cause}")
+
+
+def _complete(state: ControlState) -> bool:
+    """Whether all members of the view take part and stay, and new workers with them."""
+    staying = state.participants.difference(state.leaving)
+    return staying.issuperset(state.view.workers) and len(staying) > len(state.view.workers)
+
+
+def _without_joiners(state: ControlState, why: str, now: float) -> Transition:
+    """Goes on with the members as they are, and as few as that: with new ones the model does not fit."""
+    joiners, workers = sorted(state.participants.difference(state.view.workers)), len(state.view.workers)
+    told: list[ControlAction] = [Tell(sentence=f"workers {joiners} cannot join, and the job stays at {workers}: {why}")]
+    state = replace(state, policy=replace(state.policy, workers=workers))
+    for worker in joiners:
+        state, ended = evict(state, worker, "the model does not fit with it")
+        told += ended
+    return followed_by(told, open_attempt(state, now))
+
+
+def _await_room(state: ControlState, why: str, now: float) -> Transition:
+    """Starts the workers that are missing, and pauses until there are more members: the model does not fit on those of this attempt."""
+    staying = state.participants.difference(state.leaving)
+    state, started = replenished(replace(state, misfit=Misfit(workers=len(staying), why=why)))
+    return followed_by(started, open_attempt(state, now))
 
 
 def _advice(state: ControlState, kind: str) -> str:
@@ -269,6 +300,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         back=None,
         afresh=False,
         reaching=False,
+        misfit=None,
         return_at=None,
         awaited=False,
         damaged=frozenset(),

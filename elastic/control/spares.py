@@ -43,7 +43,7 @@ def joiners(state: ControlState, *, at_boundary: bool) -> tuple[int, ...]:
 
     A job that is stopping gets none, unless it would be too small.
     """
-    if state.stopping and len(state.live) >= state.policy.min_workers:
+    if state.stopping and len(state.live) >= state.least:
         return ()
     candidates = [worker for worker in able(state) if at_boundary or worker in state.spares]
     return _by_room(state, candidates, missing(state))

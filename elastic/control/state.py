@@ -72,6 +72,14 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    """The model does not fit into the memory of `workers` members, nor of fewer; `why` has the bytes."""
+
+    workers: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
     """The state of a job. `attempt` is the number of the last attempt since `view`, `participants` its workers.
 
@@ -84,6 +92,7 @@ class ControlState:
     `leaving` workers are drained, with the reason.
     Until `return_at` the attempt waits for hosts that are silent, and may come back with what the others lack; `awaited`: it has waited.
     `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
+    `misfit`: the next view needs more members, since no plan for those of an attempt fits into their memory.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
     `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
     """
@@ -122,6 +131,7 @@ class ControlState:
     back: int | None = None
     afresh: bool = False
     reaching: bool = False
+    misfit: Misfit | None = None
     return_at: float | None = None
     awaited: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
@@ -135,6 +145,11 @@ class ControlState:
     def attempt_id(self) -> AttemptId:
         """The id of the attempt under way, else that of the view."""
         return (self.view.epoch + 1, self.attempt) if self.attempt else (self.view.epoch, self.view.attempt)
+
+    @property
+    def least(self) -> int:
+        """The number of members below which the job pauses."""
+        return max(self.policy.min_workers, 0 if self.misfit is None else self.misfit.workers + 1)
 
     @property
     def live(self) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def replenished(state: ControlState, *, recovering: bool = False, awaited: bool 
     A new worker takes processor time from a recovery. So it is started when the recovery's first step is committed, or soon if steps are
     long, unless the recovery waits for new workers; `awaited`: it waits for as many as are missing. Then no spares are started.
     """
-    if recovering and len(state.live) + len(spares.joiners(state, at_boundary=False)) >= state.policy.min_workers:
+    if recovering and len(state.live) + len(spares.joiners(state, at_boundary=False)) >= state.least:
         return state, []
     none = recovering or awaited
     present = spares.able(state) if none else state.ready

@@ -11,6 +11,7 @@ from elastic.control.attempt import FAILED_ATTEMPTS, SETTLING_S
 from elastic.control.events import (
     Announce,
     AskBoundary,
+    EndJob,
     Evict,
     FirstCommit,
     LostLink,
@@ -18,6 +19,7 @@ from elastic.control.events import (
     Propose,
     Quiesce,
     Respawn,
+    Room,
     Stopping,
     Timeout,
     Unproposable,
@@ -109,6 +111,44 @@ def test_where_too_few_live_a_joiner_is_taken_in_without_a_boundary() -> None:
     _ = job.done
     job.die(2)
     assert job.done == [Respawn(workers=(4,)), Quiesce(attempt_id=(3, 1), workers=(0, 3))]
+
+
+def does_not_fit(job: Machine) -> Machine:
+    return job.inventories().feed(Unproposable(attempt_id=job.state.attempt_id, kind="PlanError", message="layer 2 does not fit"))
+
+
+def test_a_model_that_does_not_fit_on_those_that_are_left_waits_for_new_workers() -> None:
+    job = does_not_fit(running(4, respawn=True).die(1).die(2))
+    assert job.done[-1] == Respawn(workers=(4, 5))
+    assert job.phase is Phase.PAUSED
+    assert job.ready(4).done == [Quiesce(attempt_id=(2, 3), workers=(0, 3, 4))]
+    does_not_fit(job)
+    assert "paused until new workers are ready: 3 workers left, and layer 2 does not fit" in job.told
+    _ = job.done
+    assert job.ready(5).done == [Quiesce(attempt_id=(2, 4), workers=(0, 3, 4, 5))]
+    assert job.recover().state.view.workers == (0, 3, 4, 5)
+    assert job.state.misfit is None
+
+
+def test_a_model_that_does_not_fit_any_more_ends_the_job_only_if_nobody_can_join() -> None:
+    job = does_not_fit(running(3).die(1))
+    assert [action.kind for action in job.actions if isinstance(action, EndJob)] == ["PlanError"]
+    assert "2 workers left, and layer 2 does not fit; none can be started (respawn is off)" in job.ended()
+    assert does_not_fit(running(3, hosts=True).die(1)).phase is Phase.PAUSED
+    dying = does_not_fit(running(3, respawn=True).die(1))
+    for number in range(3, 3 + FAILED_JOINS):
+        dying.die(number)
+    assert "none can be started (new workers die)" in dying.ended()
+
+
+def test_new_workers_with_whom_the_model_does_not_fit_do_not_join() -> None:
+    job = running(2, respawn=True).feed(Room(workers=3, spares=0, rooms={}))
+    assert job.done == [Respawn(workers=(2,))]
+    _ = job.ready(2).wait(GATHERING_S).feed(*(PausedAt(worker=each, epoch=1, step=5) for each in (0, 1))).done
+    does_not_fit(job)
+    assert "workers [2] cannot join, and the job stays at 2: layer 2 does not fit" in job.told
+    assert job.done[-2:] == [Evict(worker=2, why="the model does not fit with it"), Quiesce(attempt_id=(2, 2), workers=(0, 1))]
+    assert job.recover().die(2).done[-1] == Announce(view=job.state.view, spares=())
 
 
 def test_a_joiner_that_dies_during_a_recovery_is_replaced_behind_it() -> None:

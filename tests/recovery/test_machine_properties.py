@@ -56,6 +56,7 @@ class World:
     voted: set[tuple[tuple[int, int], int]] = field(default_factory=set)
     opened: list[tuple[int, int]] = field(default_factory=list)
     committed: list[tuple[int, int]] = field(default_factory=list)
+    fits: int = 1  # the least number of members whose memory the model fits into
 
     def feed(self, event: Event) -> None:
         before = self.state
@@ -68,7 +69,7 @@ class World:
     def check_joiners(self, before: ControlState, action: ControlAction) -> None:
         """Joiners start only outside recoveries, and are admitted when all workers have paused, unless they are spares or the job lacks
         workers."""
-        if len(self.state.live) < self.state.policy.min_workers:
+        if len(self.state.live) < max(self.state.policy.min_workers, self.fits):
             return
         if isinstance(action, Respawn):
             assert self.state.phase in (Phase.RUNNING, Phase.BOUNDARY)
@@ -91,6 +92,9 @@ class World:
             assert action.inventories.keys() <= self.known
             assert action.restore or set(action.inventories) & set(view.workers), "nobody has the state"
             assert self.state.policy.checkpoints or not action.restore
+            if len(action.inventories) < self.fits:
+                self.post.append(Unproposable(attempt_id=action.attempt_id, kind="PlanError", message="it does not fit"))
+                return
             proposed = FakeView(*action.attempt_id, tuple(action.inventories))
             self.post.append(Proposed(attempt_id=action.attempt_id, proposal=FakeProposal(proposed)))
         elif isinstance(action, Offer):
@@ -212,19 +216,22 @@ WEIGHTS = {
     respawn=st.booleans(),
     checkpoints=st.booleans(),
     spares=st.sampled_from([0, 0, 1, 2]),
+    fits=st.sampled_from([1, 1, 2, 3, 6]),
 )
 # One that could not join was replaced, and then could.
-@example(seed=33194962, workers=5, min_workers=2, respawn=True, checkpoints=False, spares=0)
+@example(seed=33194962, workers=5, min_workers=2, respawn=True, checkpoints=False, spares=0, fits=1)
 def test_nothing_is_committed_wrongly_and_all_comes_to_rest(
-    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool, spares: int
+    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool, spares: int, fits: int
 ) -> None:
-    live_through(seed, workers, min_workers, respawn, checkpoints, spares)
+    live_through(seed, workers, min_workers, respawn, checkpoints, spares, fits)
 
 
-def live_through(seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False, spares: int = 0) -> None:
+def live_through(
+    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False, spares: int = 0, fits: int = 1
+) -> None:
     """A life of a job with 150 disturbances; AssertionError where the machine does what it never may."""
     policy = JobPolicy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints, spares=spares)
-    world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
+    world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)), fits=min(workers, fits))
     chance = random.Random(seed)
     for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=150):
         world.disturb(kind, chance.randrange(30))
@@ -232,7 +239,7 @@ def live_through(seed: int, workers: int, min_workers: int, respawn: bool, check
     assert world.state.phase in (Phase.RUNNING, Phase.ENDED)
     if world.state.phase is Phase.RUNNING:
         assert set(world.state.view.workers) - world.state.finished <= world.known
-        assert len(world.state.view.workers) >= policy.min_workers
+        assert len(world.state.view.workers) >= max(policy.min_workers, world.fits)
         if respawn and world.state.failed_joins < FAILED_JOINS and not (world.state.stopping or world.state.finished):
             assert len(world.state.view.workers) == workers, "nobody was let in for those who died"
             assert len(world.state.ready) == spares, "a spare is missing, or too many wait"

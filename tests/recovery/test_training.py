@@ -184,7 +184,7 @@ def test_a_survivor_dies_during_the_recovery(phase: str, tmp_path: Path, calm: d
 def test_below_the_minimum_the_job_waits_for_a_new_worker(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, MOMENTUM, dies={"1": ["apply", 4, 1]}, workers=2, min_workers=2)
     run.check(calm[MOMENTUM], 2)
-    assert "1 worker left, and the job may not shrink below min_workers=2: paused until new workers are ready" in capfd.readouterr().err
+    assert "paused until new workers are ready: 1 worker left, and the job may not shrink below min_workers=2" in capfd.readouterr().err
     assert run.result.value["workers"] == [0, 2]
     assert run.result.epoch == 2
     with pytest.raises(SettingsError, match="min_workers=3 is more than workers=2"):
