@@ -150,6 +150,7 @@ def test_an_external_etcd_that_came_back_empty_gets_what_the_agent_knows(etcd: A
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_etcd_that_answers_nothing_does_not_hold_up_the_end(etcd: Any, tmp_path: Path, view: View) -> None:
     agent = Agent(tmp_path, etcd.endpoint())
     os.kill(etcd.pid, signal.SIGSTOP)

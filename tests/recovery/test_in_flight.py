@@ -42,7 +42,7 @@ def ranges(layout: str) -> list[str]:
     return [stage.split("x")[0] for stage in layout.split()]
 
 
-@pytest.mark.parametrize("case", ["adamw", "batchnorm"])
+@pytest.mark.parametrize("case", ["adamw", pytest.param("batchnorm", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("victim", "phase", "times"),
     [
