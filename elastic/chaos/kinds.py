@@ -147,6 +147,9 @@ KINDS = {kind.name: kind for kind in ALL}
 ONE_HOST = tuple(kind.name for kind in ALL if kind.hosts == 1 and not kind.shared)
 """The kinds that a job of one host can have."""
 
+END_A_HOST = ("agent-kill", "host-loss", "partition", "drain")
+"""The kinds by which a job of several hosts loses one."""
+
 
 def kind_of(name: str) -> Kind:
     """Returns the kind of this name. Raises SettingsError with all names."""

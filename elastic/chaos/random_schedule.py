@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from elastic.chaos.injection import Injection
-from elastic.chaos.kinds import KINDS, kind_of
+from elastic.chaos.kinds import END_A_HOST, KINDS, kind_of
 from elastic.chaos.schedule import JobSpec, Schedule
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
@@ -48,7 +48,7 @@ def drawn(job: JobSpec, seed: int, mtbf_s: float, kinds: Sequence[str] | None = 
 
 def _ends_a_host(name: str, job: JobSpec) -> bool:
     """Whether a host is lost to the job: the next one is lost only when there are copies of all state again."""
-    return job.hosts > 1 and name in ("agent-kill", "host-loss", "partition", "drain")
+    return job.hosts > 1 and name in END_A_HOST
 
 
 def _fitting(job: JobSpec) -> list[str]:

@@ -125,7 +125,7 @@ SPOILED = [
     ("left behind", lambda: fine(left=Left(keys=("/elastic/a/view",))), "a key is left in etcd"),
     ("resources", lambda: seen(uses=uses(7, threads=9)), "the agent has 9 threads, before the first fault 5"),
     ("resources", lambda: seen(uses=uses(7, descriptors=60)), "the agent has 60 open descriptors, before the first fault 30"),
-    ("resources", lambda: leaking(6), "the agent has 36 open descriptors, before the first fault 30; there were 6 new views"),
+    ("resources", lambda: leaking(6), "the agent has 36 open descriptors, and had 30 6 views ago"),
     ("resources", lambda: busy(0.9), "the agent computes 0.91 s in each second, before the first fault 0.01 s"),
     ("left behind", lambda: fine(left=Left(leases=2)), "2 leases are left in etcd"),
     ("stalls", lambda: with_late(20.0), "20.10 s before step 12, at most"),
@@ -149,6 +149,23 @@ def leaking(views: int) -> Evidence:
     late = [Use(at=52.0, pid=7, role="agent", members=2, threads=5, descriptors=30 + views, cpu_s=1.0), *uses(7, descriptors=24)[1:]]
     known = [(49.0, 0, 1, (0, 1)), *((50.8 + epoch / 10, 0, epoch, (0, 1)) for epoch in range(2, 2 + views))]
     return seen(uses=[*uses(7)[:1], *late], views=known)
+
+
+def handed_over(now: int, leaked: int = 0) -> Evidence:
+    """The agent coordinates since the other host was lost; 6 views follow, with each of which it may have some descriptors more."""
+    loss = parse("host-loss@8")
+    effect = Effect(loss, at=50.8, until=50.9, hits=[], proof="it died", why=None)
+    common: dict[str, Any] = {"pid": 7, "role": "agent", "members": 2, "threads": 5, "cpu_s": 1.0}
+    late = [Use(at=at, descriptors=found, **common) for at, found in ((56.0, now), *((at, now + 6 * leaked) for at in (57.0, 57.1)))]
+    known = [(49.0, 0, 1, (0, 1)), *((56.0 + epoch / 10, 0, epoch, (0, 1)) for epoch in range(2, 8))]
+    moved = replace(fine(), schedule=Schedule(job=JobSpec(hosts=2, workers=1, steps=STEPS), injections=(loss,)), effects=(effect,))
+    return replace(moved, seen=seen(uses=[*uses(7)[:1], *late], views=known).seen)
+
+
+def test_an_agent_that_takes_over_has_more_descriptors_and_still_may_not_leak() -> None:
+    assert found(handed_over(38), "resources").verdict == PASS
+    leaks = found(handed_over(33, leaked=1), "resources")
+    assert (leaks.verdict, leaks.reason) == (FAIL, "the agent has 39 open descriptors, and had 33 6 views ago")
 
 
 def busy(share: float) -> Evidence:

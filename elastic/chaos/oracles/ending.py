@@ -6,6 +6,7 @@ import statistics
 from itertools import pairwise
 
 from elastic.chaos.evidence import Evidence
+from elastic.chaos.kinds import END_A_HOST
 from elastic.chaos.oracles.finding import Finding, failed, judged, passed, unknown
 from elastic.chaos.sampler import Use
 from elastic.chaos.scene import Effect
@@ -15,6 +16,7 @@ RECOVERY_S, UNASKED_S, AGAIN_S = 2.5, 2.0, 100.0
 
 _STEPS, _CROWDED, _SILENT_S, _STUCK_S = 5, 0.35, 4.0, 30.0
 _THREADS, _DESCRIPTORS, _LEAKS, _IDLE = 3, 12, 5, 0.5
+_TAKEN_OVER_S = 5.0  # until another agent coordinates a job that has lost the one that did
 
 
 def took_effect(evidence: Evidence) -> Finding:
@@ -107,29 +109,37 @@ def resources(evidence: Evidence) -> Finding:
         after = _settled(evidence, uses, before)
         if after:
             compared += 1
-            wrong += _grown(evidence, before, after)
+            wrong += _grown(evidence, uses, before, after)
     if not compared:
         return passed(name, "no process lived from before the first fault to the end with as many members")
     return judged(name, wrong, f"{compared} survivors have the threads and descriptors that they had")
 
 
-def _grown(evidence: Evidence, before: list[Use], after: list[Use]) -> list[str]:
-    """What a process has more of than before the first fault. One more descriptor for each new view is a leak too."""
+def _grown(evidence: Evidence, uses: list[Use], before: list[Use], after: list[Use]) -> list[str]:
+    """What a process has more of than before the first fault. One more descriptor for each new view is a leak too, but for an agent that
+    coordinates the job since a host was lost: it has the links of the one before."""
     one, other, wrong = max(before, key=lambda use: use.descriptors), after[len(after) // 2], list[str]()
     threads, descriptors = (int(statistics.median(found)) for found in zip(*((use.threads, use.descriptors) for use in after), strict=True))
     if threads > max(use.threads for use in before) + _THREADS:
         wrong.append(f"the {one.role} has {threads} threads, before the first fault {one.threads}")
-    views = len({view[2] for view in evidence.seen.views if one.at < view[0] < other.at})
-    more = descriptors - one.descriptors
-    if more > _DESCRIPTORS or (views >= _LEAKS and more >= views):
-        wrong.append(
-            f"the {one.role} has {descriptors} open descriptors, before the first fault {one.descriptors}; there were {views} new views"
-        )
+    moved = _coordinates_since(evidence)
+    first = one if one.at > moved else next((use for use in uses if moved < use.at < other.at and use.members == one.members), other)
+    views = len({view[2] for view in evidence.seen.views if first.at < view[0] < other.at})
+    if descriptors > one.descriptors + _DESCRIPTORS:
+        wrong.append(f"the {one.role} has {descriptors} open descriptors, before the first fault {one.descriptors}")
+    elif views >= _LEAKS and descriptors - first.descriptors >= views:
+        wrong.append(f"the {one.role} has {descriptors} open descriptors, and had {first.descriptors} {views} views ago")
     if one.role == "agent" and min(before[-1].at - before[0].at, after[-1].at - after[0].at) > 0.5:
         idle, busy = ((uses[-1].cpu_s - uses[0].cpu_s) / (uses[-1].at - uses[0].at) for uses in (before, after))
         if busy > idle + _IDLE:
             wrong.append(f"the agent computes {busy:.2f} s in each second, before the first fault {idle:.2f} s")
     return wrong
+
+
+def _coordinates_since(evidence: Evidence) -> float:
+    """The time since which the agent that coordinates at the end may have done so: a job of several hosts changes hands if it loses one."""
+    lost = [effect for effect in evidence.effects if effect.injection.kind in END_A_HOST and evidence.schedule.job.hosts > 1]
+    return max((max(effect.at or 0.0, effect.until or 0.0) + _TAKEN_OVER_S for effect in lost), default=0.0)
 
 
 def _settled(evidence: Evidence, uses: list[Use], before: list[Use]) -> list[Use]:
