@@ -249,7 +249,8 @@ class Coordinator:
         hosts = self.hosts
         if self._over or self._stopping or name in hosts.draining or name not in hosts.present:
             return
-        few, why = self.left_without(name) < self.least, self.no_room_without(hosts.workers_of(name))
+        few = self._driver is None or self.left_without(name) < self.least
+        why = None if few else self.no_room_without(hosts.workers_of(name))
         if self._driver is None or few or why is not None:
             because = "" if why is None else f" ({why})"
             say(f"host {name} is to leave, and the job cannot go on without it{because}: it stops at the next step boundary")

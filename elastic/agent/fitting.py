@@ -33,6 +33,8 @@ def misfit_with(view: View, settings: JobSettings, host: str, facts: HostFacts, 
 def misfit_without(driver: Driver, settings: JobSettings, leaving: Iterable[int]) -> str | None:
     """Returns why the model does not fit once these workers have left, with spares in their places; None if it does."""
     view, state, gone = driver.view, driver.state, frozenset(leaving)
+    if gone.isdisjoint(view.workers):
+        return None  # the members stay as they are
     staying = [member for member in view.members if member.worker not in gone]
     spares = [state.ready[worker] for worker in sorted(state.spares - state.unable - gone) if worker in state.ready]
     return _misfit(view, settings, [*staying, *spares][: len(view.members)], view.site)

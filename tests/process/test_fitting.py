@@ -68,5 +68,7 @@ def test_a_request_that_would_leave_too_little_memory_is_refused(request_: dict[
     assert "the model does not fit into memory in 1 to 2 stages" in told["refused"]
     assert done == []
     known.view = driver(ENOUGH_FOR[2]).view
+    assert "refused" not in answer(coordinator, {"what": "scale", "workers": 3})
+    done.clear()
     assert "refused" not in answer(coordinator, request_)
     assert len(done) == 1
