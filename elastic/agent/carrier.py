@@ -90,9 +90,13 @@ class LocalCarrier:
 
     def death(self, worker: WorkerProcess) -> Death:
         """Returns the report on a worker whose process has ended, and drops its announcement."""
+        return death_of(worker, self.last(worker))
+
+    def last(self, worker: WorkerProcess) -> Doing | None:
+        """Returns the last activity of a worker that has ended, as `doing` does, and closes what was open to look at it."""
         doing = self.doing(worker)
-        self._looker.forget(worker.number)
-        return death_of(worker, doing)
+        self._looker.forget(worker)
+        return doing
 
     def log(self, found: Incident) -> None:
         with suppress(OSError):  # the disk is full or the directory is gone: no reason to end a running job

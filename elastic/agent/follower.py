@@ -178,7 +178,7 @@ class Follower:
         """Passes the end of a worker on, with what its segment holds."""
         if self.carrier is None:
             return
-        doing, offers = self.carrier.doing(worker), self.carrier.offers([worker.number])
+        doing, offers = self.carrier.last(worker), self.carrier.offers([worker.number])
         report = Ended(
             worker=worker.number,
             status=worker.status,

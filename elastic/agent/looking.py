@@ -39,23 +39,25 @@ class Looker:
         """Returns an observation of each worker."""
         return [self._observed(worker) for worker in workers]
 
-    def _shut(self, worker: int) -> None:
-        if worker in self._forgotten:
+    def _shut(self, worker: WorkerProcess) -> None:
+        if worker.number in self._forgotten:
             self.forget(worker)
 
-    def forget(self, worker: int) -> None:
-        """Closes what is open for a worker that has ended. It may be looked at again, and then nothing stays open."""
-        self._forgotten.add(worker)
-        if (reader := self._readers.pop(worker, None)) is not None:
-            self._quotas.forget(reader.pid)
-            self._drop(reader.pid)
+    def forget(self, worker: WorkerProcess) -> None:
+        """Closes what is open for a worker that has ended, also if it died before it had a record. It may be looked at again, and then
+        nothing stays open."""
+        self._forgotten.add(worker.number)
+        if (reader := self._readers.pop(worker.number, None)) is not None:
             reader.close()
+        if worker.pid is not None:
+            self._quotas.forget(worker.pid)
+            self._drop(worker.pid)
 
     def doing(self, worker: WorkerProcess) -> Doing | None:
         """Returns the worker's last activity, None if it left no record in this job."""
         reader = self._reader(worker)
         doing = None if reader is None else reader.read()
-        self._shut(worker.number)
+        self._shut(worker)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
 
     def _observed(self, worker: WorkerProcess) -> Observed:
@@ -64,7 +66,7 @@ class Looker:
         now = time.monotonic()
         age_s = 0.0 if doing is None else now - doing.at
         mute_s = now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0
-        self._shut(worker.number)
+        self._shut(worker)
         return Observed(
             worker=worker.number,
             pid=worker.pid,

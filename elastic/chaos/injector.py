@@ -12,6 +12,9 @@ from elastic.chaos.scene import Effect, JobOver, Missed, NoEffect, Scene, Vanish
 
 _POLL_S, _END_S = 0.005, 60.0
 _TRIES, _ANOTHER_S, _AGAIN_S = 5, 0.2, 3.0
+_MENDED_S = 5.0
+"""After a bit has flipped, a random fault waits so long at most until the job has gone back: until then a copy of the state is wrong, and
+who loses another one at the same time may lose both."""
 
 
 class Injector:
@@ -58,6 +61,8 @@ class Injector:
         try:
             if effect.injection.settled:
                 self._scene.settle()
+            if self._scene.job.schedule.drawn:
+                self._scene.last_until(lambda: not self._damaged(), _MENDED_S)
             self._until_hit(effect)
             effect.why = None
         except NoEffect as error:
@@ -65,6 +70,12 @@ class Injector:
         except Exception:  # the thread's boundary: an unforeseen error makes the verdict unknown, and is reported there
             effect.proof, effect.why = None, f"the harness failed: {traceback.format_exc(limit=-3)}"
         effect.until = time.monotonic()
+
+    def _damaged(self) -> bool:
+        """Whether a bit has flipped lately, and the job has not gone back since."""
+        flips = [each for each in self.effects if each.injection.kind == "corrupt" and each.at is not None and each.hits]
+        now, epoch = time.monotonic(), self._scene.job.epoch
+        return any(now - (each.at or now) < _MENDED_S and epoch <= (each.hits[-1].epoch or 0) for each in flips)
 
     def _until_hit(self, effect: Effect) -> None:
         """Injects it; again if its victim had ended just before, as by another fault, or if it missed its moment."""

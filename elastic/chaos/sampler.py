@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import traceback
@@ -22,7 +23,10 @@ _ACTS = ("apply", "gather", "replicate")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one process of the job used at a moment: threads, open descriptors, and processor seconds since it began."""
+    """What one process of the job used at a moment: threads, open descriptors, and processor seconds since it began.
+
+    `watched`: processes that it holds (an agent its workers, spares too). `stale`: open files of /proc of processes that have ended.
+    """
 
     at: float
     pid: int
@@ -31,16 +35,24 @@ class Use:
     threads: int
     descriptors: int
     cpu_s: float
+    watched: int = 0
+    stale: int = 0
 
 
-def _descriptors(pid: int) -> int:
-    """The open descriptors of a process, but for files of /proc: an agent keeps some of these for each thread of its workers, and as
-    threads come and go, their number says nothing of a leak."""
-    count, folder = 0, f"/proc/{pid}/fd"
+def _descriptors(pid: int) -> dict[str, int]:
+    """The open descriptors of a process: counts of a `Use`.
+
+    Files of /proc do not count: an agent keeps some for each thread of its workers, and as threads come and go, their number says nothing
+    of a leak. Those of processes that have ended do.
+    """
+    opened, folder = list[str](), f"/proc/{pid}/fd"
     for name in os.listdir(folder):
         with suppress(OSError):
-            count += not os.readlink(f"{folder}/{name}").startswith("/proc/")
-    return count
+            opened.append(os.readlink(f"{folder}/{name}"))
+    processes = [int(path.split("/")[2]) for path in opened if re.match(r"/proc/\d+/", path)]
+    others = [path for path in opened if not path.startswith("/proc/")]
+    stale = sum(not os.path.exists(f"/proc/{each}") for each in processes)
+    return {"descriptors": len(others), "watched": others.count("anon_inode:[pidfd]"), "stale": stale}
 
 
 @dataclass
@@ -201,6 +213,6 @@ class Sampler:
                 with suppress(OSError):
                     stat = stat_of(pid)
                     if stat is not None:
-                        threads, descriptors = len(os.listdir(f"/proc/{pid}/task")), _descriptors(pid)
-                        counts = {"members": len(host.members["members"]), "threads": threads, "descriptors": descriptors}
+                        counts = {"members": len(host.members["members"]), "threads": len(os.listdir(f"/proc/{pid}/task"))}
+                        counts |= _descriptors(pid)
                         self.seen.uses.append(Use(at=now, pid=pid, role=role, cpu_s=stat.cpu_s, **counts))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from elastic.chaos.inject.recoveries import moment_of
 from elastic.chaos.injection import parse
 from elastic.chaos.injector import Injector
 from elastic.chaos.running import RunningJob
-from elastic.chaos.scene import Effect, JobOver, NoEffect, Scene, Vanished
+from elastic.chaos.scene import Effect, Hit, JobOver, NoEffect, Scene, Vanished
 from elastic.chaos.schedule import JobSpec, Schedule
 from tests.chaos.conftest import Stage
 
@@ -252,6 +253,34 @@ def test_faults_of_etcd_come_one_after_another(theatre: Theatre):
     injector.close()
     assert all(effect.proof for effect in injector.effects), [effect.why for effect in injector.effects]
     assert etcd.most == 1
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_random_fault_waits_until_the_job_has_gone_back_behind_a_bit_that_flipped(
+    theatre: Theatre, monkeypatch: pytest.MonkeyPatch, drawn: bool
+):
+    """Until then the other copy of that state is the only one."""
+    theatre.job.schedule = replace(theatre.job.schedule, drawn=drawn)
+    one, two = theatre.spawn(), theatre.spawn()
+    theatre.members(3, one, two)
+
+    def flip(_: Scene, effect: Effect) -> None:
+        effect.at, effect.proof = time.monotonic(), "a byte changed"
+        effect.hits.append(Hit(pid=one, worker=one, host=0, epoch=3))
+
+    monkeypatch.setitem(INJECT, "corrupt", flip)
+    injector = Injector(theatre.scene, tuple(map(parse, ["corrupt@1s", "kill@100.5s place=1"])))
+    flipped, kill = injector.effects
+    until(lambda: flipped.proof)
+    if drawn:
+        threading.Event().wait(1.0)
+        assert not gone(two)
+        theatre.members(4, one, two)
+    until(lambda: gone(two))
+    until(lambda: injector.done)
+    injector.close()
+    assert kill.proof
+    assert theatre.job.epoch == (4 if drawn else 3)
 
 
 def test_a_host_is_drained_only_when_another_one_takes_part(theatre: Theatre, monkeypatch: pytest.MonkeyPatch):

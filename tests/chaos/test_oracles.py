@@ -126,6 +126,7 @@ SPOILED = [
     ("resources", lambda: seen(uses=uses(7, threads=9)), "the agent has 9 threads, before the first fault 5"),
     ("resources", lambda: seen(uses=uses(7, descriptors=60)), "the agent has 60 open descriptors, before the first fault 30"),
     ("resources", lambda: leaking(6), "the agent has 36 open descriptors, and had 30 6 views ago"),
+    ("resources", lambda: seen(uses=uses(7, stale=13)), "the agent has 13 open files of processes that have ended"),
     ("resources", lambda: busy(0.9), "the agent computes 0.91 s in each second, before the first fault 0.01 s"),
     ("left behind", lambda: fine(left=Left(leases=2)), "2 leases are left in etcd"),
     ("stalls", lambda: with_late(20.0), "20.10 s before step 12, at most"),
@@ -166,6 +167,15 @@ def test_an_agent_that_takes_over_has_more_descriptors_and_still_may_not_leak() 
     assert found(handed_over(38), "resources").verdict == PASS
     leaks = found(handed_over(33, leaked=1), "resources")
     assert (leaks.verdict, leaks.reason) == (FAIL, "the agent has 39 open descriptors, and had 33 6 views ago")
+
+
+def test_an_agent_with_a_spare_more_than_before_the_first_fault_has_its_descriptors_too() -> None:
+    """Each process that it started takes some; only times with as many are compared."""
+    known = [(49.0, 0, 1, (0, 1)), *((50.8 + epoch / 10, 0, epoch, (0, 1)) for epoch in range(2, 8))]
+    more = seen(uses=uses(7, descriptors=36, watched=3), views=known)
+    assert found(more, "resources").verdict == PASS
+    alike = [replace(use, watched=3) for use in uses(7, descriptors=36)]
+    assert found(seen(uses=alike, views=known), "resources").verdict == FAIL
 
 
 def busy(share: float) -> Evidence:

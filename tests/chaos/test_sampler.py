@@ -50,10 +50,18 @@ def test_a_watch_that_breaks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "ZeroDivisionError: a defect of the harness" in str(sampler.seen.broken)
 
 
-def test_descriptors_are_counted_without_files_of_proc():
+def test_descriptors_are_counted_without_files_of_proc_but_of_processes_that_have_ended():
     before = _descriptors(os.getpid())
-    with Path("/proc/self/stat").open(), Path(__file__).open():
-        assert _descriptors(os.getpid()) == before + 1
+    with subprocess.Popen(["sleep", "60"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        with Path(f"/proc/{child.pid}/stat").open(), Path("/proc/stat").open(), Path(__file__).open():
+            opened = {"descriptors": before["descriptors"] + 2, "watched": before["watched"] + 1}
+            assert _descriptors(os.getpid()) == before | opened
+            child.kill()
+            child.wait()
+            assert _descriptors(os.getpid()) == before | opened | {"stale": before["stale"] + 1}
+        os.close(pidfd)
+    assert _descriptors(os.getpid()) == before
 
 
 @pytest.mark.slow

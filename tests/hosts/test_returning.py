@@ -31,6 +31,41 @@ def segments(agent: int) -> int:
     return found
 
 
+def files_of_the_dead(agent: int) -> list[str]:
+    """What an agent has open of processes that have ended: files of /proc, and records of their activity."""
+    found = []
+    for each in Path(f"/proc/{agent}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            parts = each.readlink().parts
+            process = parts[2] if parts[:2] == ("/", "proc") and parts[2:] and parts[2].isdigit() else None
+            found += [str(each.readlink())] if process is not None and not Path(f"/proc/{process}").exists() else []
+    return found
+
+
+def records(agent: int) -> int:
+    """How many activity records an agent has open."""
+    found = 0
+    for each in Path(f"/proc/{agent}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += each.readlink().parent.name == "activity"
+    return found
+
+
+def test_an_agent_keeps_nothing_open_of_workers_that_have_died(hosts: Cluster) -> None:  # noqa: F811
+    """Neither the one that coordinates nor another: each death left up to 17 files open on hosts that do not coordinate."""
+    job = founded(hosts, 2)
+    agents = [agent_of(host) for host in job.hosts]
+    for _ in range(2):
+        for host in job.hosts:
+            before = {each["worker"] for each in job.members(host)}
+            job.kill_worker(host)
+            wait_for(lambda before=before, host=host: {each["worker"] for each in job.members(host)} - before, *job.hosts)
+            job.advance(15)
+    for agent in agents:
+        wait_for(lambda agent=agent: not files_of_the_dead(agent) and records(agent) == 1, *job.hosts)
+    job.ends()
+
+
 def founded(hosts: Cluster, count: int, **options: Any) -> Job:  # noqa: F811
     job = Job(hosts, options)
     first = job.host(hosts_min=count)

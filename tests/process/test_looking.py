@@ -149,7 +149,7 @@ def test_what_is_read_of_one_that_has_ended_stays_open_no_longer(tmp_path: Path)
     before = len(os.listdir("/proc/self/fd"))
     looker.look([own])
     assert len(os.listdir("/proc/self/fd")) > before
-    looker.forget(1)
+    looker.forget(own)
     for _ in range(2):
         doing = looker.doing(own)
         assert doing is not None

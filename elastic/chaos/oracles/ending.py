@@ -106,6 +106,7 @@ def resources(evidence: Evidence) -> Finding:
         by.setdefault(use.pid, []).append(use)
     for uses in by.values():
         before = [use for use in uses if use.at < evidence.first_fault_at]
+        before = [use for use in before if use.watched == before[-1].watched]
         after = _settled(evidence, uses, before)
         if after:
             compared += 1
@@ -119,11 +120,19 @@ def _grown(evidence: Evidence, uses: list[Use], before: list[Use], after: list[U
     """What a process has more of than before the first fault. One more descriptor for each new view is a leak too, but for an agent that
     coordinates the job since a host was lost: it has the links of the one before."""
     one, other, wrong = max(before, key=lambda use: use.descriptors), after[len(after) // 2], list[str]()
-    threads, descriptors = (int(statistics.median(found)) for found in zip(*((use.threads, use.descriptors) for use in after), strict=True))
+    threads, descriptors, stale = (
+        int(statistics.median(found)) for found in zip(*((use.threads, use.descriptors, use.stale) for use in after), strict=True)
+    )
+    if stale:
+        wrong.append(f"the {one.role} has {stale} open files of processes that have ended")
     if threads > max(use.threads for use in before) + _THREADS:
         wrong.append(f"the {one.role} has {threads} threads, before the first fault {one.threads}")
     moved = _coordinates_since(evidence)
-    first = one if one.at > moved else next((use for use in uses if moved < use.at < other.at and use.members == one.members), other)
+    first = (
+        one
+        if one.at > moved
+        else next((use for use in uses if moved < use.at < other.at and (use.members, use.watched) == (one.members, one.watched)), other)
+    )
     views = len({view[2] for view in evidence.seen.views if first.at < view[0] < other.at})
     if descriptors > one.descriptors + _DESCRIPTORS:
         wrong.append(f"the {one.role} has {descriptors} open descriptors, before the first fault {one.descriptors}")
@@ -143,11 +152,12 @@ def _coordinates_since(evidence: Evidence) -> float:
 
 
 def _settled(evidence: Evidence, uses: list[Use], before: list[Use]) -> list[Use]:
-    """What a process used late enough behind the last fault, with as many members as before the first; before it ended, if known."""
+    """What a process used late enough behind the last fault, with as many members, and as many processes of its own, as before the first;
+    before it ended, if known."""
     until = max((effect.until or 0.0 for effect in evidence.effects), default=0.0)
     ends = max((given.at for notes in evidence.workers for given in notes.given), default=0.0)
-    members = {use.members for use in before[-1:]}
-    found = [use for use in uses if use.at > until + 1.0 and use.members in members]
+    alike = {(use.members, use.watched) for use in before[-1:]}
+    found = [use for use in uses if use.at > until + 1.0 and (use.members, use.watched) in alike]
     return [use for use in found if use.at < ends] or found
 
 
