@@ -248,7 +248,7 @@ def test_a_fault_without_proof_makes_the_verdict_unknown():
     evidence = fine(effects=(Effect(parse("kill@8"), at=50.8, why="it had ended"),))
     finding = found(evidence, "took effect")
     assert (finding.verdict, finding.reason) == (UNKNOWN, "kill@8: it had ended")
-    assert verdict_of([each for each in judge(evidence) if each.oracle != "blame"]) == UNKNOWN
+    assert verdict_of(tuple(each for each in judge(evidence) if each.oracle != "blame")) == UNKNOWN
 
 
 def late(**changes: Any) -> Effect:
