@@ -437,7 +437,7 @@ class Coordinator:
         self._spare_bytes = max(each.whole for each in ready.values())
         saved = None if settings.plan is None else SavedPlan.from_json(settings.plan)
         self._publishing = True
-        parts = (ready, settings.stages, self._site(), saved)
+        parts = (ready, settings.stages, self._site(), saved, settings.dvfs == "energy")
         self._background.run(lambda: _view_or_error(*parts), lambda view: self._make_view(view, ready))
 
     def _make_view(self, view: View | ElasticError, ready: Mapping[int, Ready]) -> None:
@@ -620,8 +620,8 @@ class Coordinator:
             self._loop.set_timer(self._settings.grace_s, lambda: self._finish(done), "grace")
 
 
-def _view_or_error(ready: Mapping[int, Ready], stages: int | None, site: Site, saved: SavedPlan | None) -> View | ElasticError:
+def _view_or_error(ready: Mapping[int, Ready], stages: int | None, site: Site, saved: SavedPlan | None, eager: bool) -> View | ElasticError:
     try:
-        return found(ready, stages, site, saved)
+        return found(ready, stages, site, saved, eager=eager)
     except ElasticError as error:
         return error

@@ -92,12 +92,13 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         "stages": terms.stages,
         "slowdowns": action.slowdowns,
         "links": terms.links,
+        "clocking": terms.clocking,
     }
     if action.restore:
         proposal = fall_back(inventories=action.inventories, afresh=action.afresh, back=action.back, **common)
     else:
-        common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
-        common |= {"homes": terms.homes, "clocking": terms.clocking}
+        common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared}
+        common |= {"offers": terms.offers, "homes": terms.homes}
         proposal = propose(inventories=survivors, leaving=action.leaving, **common)
     check_proposal(proposal, view)
     return proposal

@@ -98,7 +98,7 @@ class Executor:
         self.pipe = Pipe(worker, view, self._links)
         self.reducer = Reducer(worker, self._model, view, self._links, self._shared)
         plan = view.plan
-        self.actions: Sequence[Action] = build(view.workload, plan.stages, plan.routes, split=plan.split, dealt=plan.dealt).get(worker, ())
+        self.actions: Sequence[Action] = build(view.workload, plan.stages, plan.routes, **plan.order).get(worker, ())
         self._route = view.plan.routes[self.pipe.stage]
 
     def records(self) -> Records:

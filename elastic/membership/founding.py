@@ -8,7 +8,9 @@ from typing import Any
 
 from elastic.errors import MismatchError
 from elastic.layout.regions import ModelSpec
+from elastic.plan.eager import as_eager_as_fits
 from elastic.plan.fleet import Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.planner import given, plan
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import LinkSpeed, Site, pair
@@ -78,11 +80,13 @@ class Ready:
             raise MismatchError(f"a worker's announcement does not match the fields that this version expects: {error}") from error
 
 
-def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None, saved: SavedPlan | None = None) -> View:
+def found(
+    ready: Mapping[int, Ready], stages: int | None, site: Site | None = None, saved: SavedPlan | None = None, *, eager: bool = False
+) -> View:
     """Returns epoch 1 with all ready workers as members; `site` describes the hosts, and the workers' measured links are added to it.
 
-    The plan is the planner's, or the `saved` one. Raises MismatchError if the workers differ, PlanError if the model does not fit the
-    stages or the memory, or if the saved plan is for another job.
+    The plan is the planner's, or the `saved` one, with an `eager` schedule if that is asked for and fits into memory. Raises MismatchError
+    if the workers differ, PlanError if the model does not fit the stages or the memory, or if the saved plan is for another job.
     """
     check_equal(ready)
     first = ready[min(ready)]
@@ -104,6 +108,7 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     members = tuple(ready[worker].member(worker) for worker in sorted(ready))
     fleet = Fleet.of(members, known)
     chosen = plan(fleet, workload, stages=stages).plan if saved is None else given(saved, fleet, workload)
+    chosen = as_eager_as_fits(chosen, JobCosts(workload, fleet)) if eager else chosen
     cut = [(stage.layers, stage.members) for stage in chosen.stages]
     layout = laid_out(ModelSpec.from_json(first.model), cut, members, known)
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)

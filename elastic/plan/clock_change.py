@@ -2,7 +2,8 @@
 
 In the mode "speed" the planner plans for GPUs that run at their highest sustainable clocks: so layers, routes and clocks are chosen
 together, and layers move only if that pays although the clocks rise. In the mode "energy" layers and routes are chosen for the usual
-clocks, and then clocks fall where stages wait.
+clocks, and then clocks fall where stages wait; before, schedules become eager where memory allows, which leaves stages time to wait in
+(`elastic.plan.eager`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from elastic.errors import PlanError
 from elastic.plan.choice import HORIZON
 from elastic.plan.clock_search import choose
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, JobSteps, Mode, common, stretched
+from elastic.plan.eager import as_eager_as_fits
 from elastic.plan.fleet import Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import readable
 from elastic.plan.message_delay import message_delay
 from elastic.plan.plan import Plan, Stage
@@ -79,7 +82,11 @@ def clocked(
     """Returns the change of `planner.plan`, with clocks. Its reason says what was weighed. Raises PlanError if no plan is possible."""
     asked = {"stages": stages, "brief": brief, "prepared": prepared}
     usual = plan(fleet, workload, previous, horizon, **asked)
-    if clocking.mode == "energy" or not clocking.choices:
+    if clocking.mode == "energy":
+        usual = replace(usual, plan=as_eager_as_fits(usual.plan, JobCosts(workload, fleet)))
+    if not clocking.choices:
+        return usual
+    if clocking.mode == "energy":
         return replace(usual, plan=with_clocks(usual.plan, clocks_for(usual.plan, fleet, workload, clocking)))
     raised = plan(clocking.raised(fleet), workload, previous, horizon, **asked)
     at_usual = replace(raised.plan, step_s=step_s(raised.plan, workload, fleet))

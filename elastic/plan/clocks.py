@@ -113,7 +113,7 @@ class JobSteps(StepOrder):
 
     def __init__(self, workload: Workload, fleet: Fleet, plan: Plan) -> None:
         costs = JobCosts(workload, fleet)
-        schedule = build(workload, plan.stages, plan.routes, split=plan.split, dealt=plan.dealt)
+        schedule = build(workload, plan.stages, plan.routes, **plan.order)
         super().__init__(schedule, costs.timing(plan.stages), costs.exchange_s(plan.stages))
         self._workload, self._fleet = workload, fleet
         self.work = tuple(self._work(stage, route) for stage, route in zip(plan.stages, plan.routes, strict=True))

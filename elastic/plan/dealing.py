@@ -30,13 +30,15 @@ def order(workload: Workload, routes: Sequence[Sequence[int]]) -> tuple[int, ...
     return tuple(micro_batch for _, _, micro_batch in sorted(turns))
 
 
-def bounds(routes: Sequence[Sequence[int]], *, dealt: bool) -> tuple[int, ...]:
+def bounds(routes: Sequence[Sequence[int]], *, dealt: bool, eager: int = 0) -> tuple[int, ...]:
     """Returns how many micro-batches a worker of each stage may hold: S - s, and if they are `dealt` out at least the workers from its
-    stage on for each worker of its stage. Workers without a grain do not count."""
+    stage on for each worker of its stage. Workers without a grain do not count. An `eager` schedule adds up to so many to that
+    (`elastic.plan.eager`)."""
     depth, widths = len(routes), [len(set(route)) for route in routes]
-    if not dealt:
-        return tuple(depth - stage for stage in range(depth))
-    return tuple(max(depth - stage, -(-sum(widths[stage:]) // widths[stage])) for stage in range(depth))
+    least = [depth - stage for stage in range(depth)]
+    if dealt:
+        least = [max(one, -(-sum(widths[stage:]) // widths[stage])) for stage, one in enumerate(least)]
+    return tuple(bound + min(eager, depth - 1 - stage) for stage, bound in enumerate(least))
 
 
 def changes(workload: Workload, routes: Sequence[Sequence[int]]) -> bool:

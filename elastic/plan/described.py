@@ -18,7 +18,7 @@ def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
     """Returns JSON types: the plan as `SavedPlan.to_json` writes it, predicted seconds, and per stage its members, grains and memory."""
     predicted, needed = (
         predict(JobCosts(workload, fleet), plan.stages, plan.routes),
-        needs_in(workload, plan.stages, plan.routes, fleet, split=plan.split, dealt=plan.dealt),
+        needs_in(workload, plan.stages, plan.routes, fleet, **plan.order),
     )
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     stages: list[dict[str, Any]] = []

@@ -127,13 +127,14 @@ def needs(
     outlive: bool = False,
     split: bool = False,
     dealt: bool = False,
+    eager: int = 0,
     on_device: bool = False,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
     found: dict[int, Need] = {}
-    ahead, sums = dealing.bounds(routes, dealt=dealt), dealing.sums(workload, routes, dealt=dealt)
+    ahead, sums = dealing.bounds(routes, dealt=dealt, eager=eager), dealing.sums(workload, routes, dealt=dealt)
     for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
         largest = max((size for size, other in owned if other != number or len(stage.members) > 1), default=0.0)
         grains, alike = Counter(route), dict[tuple[int, int], Need]()
@@ -168,13 +169,14 @@ def shortfall(
     *,
     split: bool = False,
     dealt: bool = False,
+    eager: int = 0,
 ) -> tuple[float, str]:
     """Returns the bytes that the worker with the largest shortfall lacks, of its host's memory or its device's, and a sentence about it;
     0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
     if not fleet.memory and not fleet.on_device:
         return worst, problem
-    for worker, needed in needs_in(workload, stages, routes, fleet, split=split, dealt=dealt).items():
+    for worker, needed in needs_in(workload, stages, routes, fleet, split=split, dealt=dealt, eager=eager).items():
         for on_device, limits in ((False, fleet.memory), (True, fleet.device_memory)):
             lacking = (needed.device_bytes if on_device else needed.host_bytes) - limits.get(worker, math.inf)
             if lacking > worst:
@@ -190,10 +192,11 @@ def needs_in(
     *,
     split: bool = False,
     dealt: bool = False,
+    eager: int = 0,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan, with the copies that this fleet keeps."""
-    kept = {"replicas": fleet.replicas, "outlive": fleet.outlive, "split": split, "dealt": dealt, "on_device": fleet.on_device}
-    return needs(workload, stages, routes, **kept)
+    order = {"split": split, "dealt": dealt, "eager": eager}
+    return needs(workload, stages, routes, replicas=fleet.replicas, outlive=fleet.outlive, on_device=fleet.on_device, **order)
 
 
 def _lacks(stages: Sequence[Stage], worker: int, needed: Need, limit: int, *, on_device: bool) -> str:

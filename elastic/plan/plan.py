@@ -40,14 +40,19 @@ class Stage:
         return f"[{self.layers.start}-{self.layers.stop - 1}]x{len(self.members)}"
 
 
+_PLAIN = "step_s", "why", "split", "dealt", "eager"
+"""Fields of a plan that are written as they are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Stages in order; per stage, the worker of each grain; the predicted seconds of a step; and a sentence on why this plan was chosen.
 
     `clocks` has the clock of each stage's GPUs in MHz, None for the usual one; it is empty if no clock is chosen. `split`: backwards are
     computed in two parts, of which the second fills waiting times (`elastic.plan.scheduling`). `dealt`: micro-batches are dealt out among
-    stages of different widths (`elastic.plan.dealing`). Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in
-    two stages, and routes stay within their stage.
+    stages of different widths (`elastic.plan.dealing`). `eager`: how many micro-batches more than in 1F1B a stage may hold
+    (`elastic.plan.eager`). Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay
+    within their stage.
     """
 
     stages: tuple[Stage, ...]
@@ -57,6 +62,7 @@ class Plan:
     clocks: tuple[int | None, ...] = ()
     split: bool = False
     dealt: bool = False
+    eager: int = 0
 
     def __post_init__(self) -> None:
         start = 0
@@ -74,6 +80,11 @@ class Plan:
         for number, (stage, route) in enumerate(zip(self.stages, self.routes, strict=True)):
             if strangers := set(route).difference(stage.members):
                 raise PlanError(f"routes of stage {number} name workers {sorted(strangers)}, which are not members of it")
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What determines the order of actions besides stages and routes: arguments of `schedule.build` and `memory.needs_in`."""
+        return {"split": self.split, "dealt": self.dealt, "eager": self.eager}
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -111,7 +122,7 @@ class Plan:
         """Writes a short list per stage and per route."""
         stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
         routes = [list(route) for route in self.routes]
-        found = {"stages": stages, "routes": routes, "step_s": self.step_s, "why": self.why, "split": self.split, "dealt": self.dealt}
+        found = {"stages": stages, "routes": routes} | {name: getattr(self, name) for name in _PLAIN}
         return {**found, "clocks": list(self.clocks)} if self.clocks else found
 
     @classmethod
@@ -119,5 +130,5 @@ class Plan:
         """The inverse of `to_json`."""
         stages = tuple(Stage(layers=range(start, stop), members=tuple(members)) for start, stop, members in data["stages"])
         routes, clocks = tuple(tuple(route) for route in data["routes"]), tuple(data.get("clocks", ()))
-        chosen = {name: data[name] for name in ("step_s", "why", "split", "dealt")}
+        chosen = {name: data[name] for name in _PLAIN}
         return cls(stages=stages, routes=routes, clocks=clocks, **chosen)

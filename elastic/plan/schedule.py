@@ -21,7 +21,13 @@ __all__ = ["Action", "Schedule", "build", "format", "parse"]
 
 
 def build(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, split: bool = False, dealt: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    *,
+    split: bool = False,
+    dealt: bool = False,
+    eager: int = 0,
 ) -> dict[int, tuple[Action, ...]]:
     """Builds the schedule by list scheduling over simulated time, with the workload's seconds and links that take no time.
 
@@ -30,4 +36,4 @@ def build(
     `routes[stage][grain]` is a worker; a member without a grain has no actions. With equal costs and equal numbers of workers this is
     classic 1F1B.
     """
-    return simulate(workload, stages, routes, split=split, dealt=dealt)[0]
+    return simulate(workload, stages, routes, split=split, dealt=dealt, eager=eager)[0]

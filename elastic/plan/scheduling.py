@@ -7,6 +7,8 @@ that runs a forward just before the gradient of an earlier micro-batch arrives d
 *patient* worker waits for that gradient once it has as many micro-batches in flight as it may (1F1B's order). With some routes such workers
 wait for each other for ever: then the run ends early, and `complete` is false.
 
+An *eager* schedule is one of patient workers that hold more micro-batches (`elastic.plan.eager`).
+
 Micro-batches may be *dealt* out among stages of different widths (`elastic.plan.dealing`): other orders, and more of them in flight.
 
 A backward may be *split* (Qi et al., "Zero Bubble Pipeline Parallelism", 2023): the gradient of the stage's input is computed first, since
@@ -97,9 +99,10 @@ class Scheduler:
         split: bool = False,
         patient: bool = False,
         dealt: bool = False,
+        eager: int = 0,
     ) -> None:
         self.timing, self.last, self._split, self._patient = timing, len(timing.members) - 1, split, patient
-        self._workload, self._routes, self._dealt = workload, routes, dealt
+        self._workload, self._routes, self._dealt, self._eager = workload, routes, dealt, eager
         self.workers: dict[int, _SimulatedWorker] = {}
         self.home: list[list[_SimulatedWorker]] = []
         self.gradients: list[list[float]] = []
@@ -113,7 +116,7 @@ class Scheduler:
         workload, timing = self._workload, self.timing
         grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
         turns = order(workload, self._routes) if self._dealt else range(workload.micro_batches)
-        most = bounds(self._routes, dealt=self._dealt)
+        most = bounds(self._routes, dealt=self._dealt, eager=self._eager)
         yield
         for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
             for worker in group:

@@ -38,9 +38,10 @@ def simulate(
     *,
     split: bool = False,
     dealt: bool = False,
+    eager: int = 0,
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
     """Returns the schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
-    scheduler, seconds = finish(_best(workload, routes, timing or Timing.of(workload, stages), split, dealt))
+    scheduler, seconds = finish(_best(workload, routes, timing or Timing.of(workload, stages), split, dealt, eager))
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
@@ -54,9 +55,17 @@ def simulating(
 
 
 def _best(
-    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool, dealt: bool
+    workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool, dealt: bool, eager: int = 0
 ) -> Generator[None, None, tuple[Scheduler, float]]:
-    """Runs the step; if that takes longer than it must, also with patient workers. Returns the faster run, and its seconds."""
+    """Runs the step; if that takes longer than it must, also with patient workers. Returns the faster run, and its seconds.
+
+    An eager step is that of patient workers, unless they would wait for each other for ever.
+    """
+    if eager:
+        ahead = Scheduler(workload, routes, timing, patient=True, dealt=dealt, eager=eager)
+        ahead_s = yield from ahead.running()
+        if ahead.complete:
+            return ahead, ahead_s
     scheduler = Scheduler(workload, routes, timing, split=split, dealt=dealt)
     seconds = yield from scheduler.running()
     if not split and seconds > (1 + WAITS) * scheduler.least_s:

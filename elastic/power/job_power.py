@@ -247,7 +247,7 @@ class JobPower:
     def _share(self) -> None:
         """Makes the known clocks known to the planner; it reads this from another thread."""
         mode = self.cycle.mode
-        self._clocking = self.cycle.clocking(mode) if mode is not None and self.cycle.choices else None
+        self._clocking = self.cycle.clocking(mode) if mode == "energy" or (mode is not None and self.cycle.choices) else None
 
     def _write(self) -> None:
         faults = {device.gpu.uuid: device.meter.fault for device in self._devices.values() if device.meter.fault is not None}

@@ -288,6 +288,7 @@ def fall_back(
     stages: int | None,
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, LinkSpeed] | None = None,
+    clocking: Clocking | None = None,
     afresh: bool = False,
     back: int | None = None,
 ) -> Proposal:
@@ -321,9 +322,8 @@ def fall_back(
             back=back,
         )
     members, site = next_members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
-    planned = plan(
-        Fleet.of(members, site), last.workload, stages=stages
-    )  # every member reads its part, so the previous plan does not matter
+    asked = Fleet.of(members, site), last.workload, None  # every member reads its part, so the previous plan does not matter
+    planned = plan(*asked, stages=stages) if clocking is None else clocked(*asked, clocking, stages=stages)
     view = next_view(last, attempt, members, planned.plan, site)
     left = list(inventories.values())
     return Proposal(

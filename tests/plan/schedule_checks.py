@@ -27,16 +27,17 @@ def refuse(why: str, schedule: Schedule, marked: Collection[Cell] = ()) -> NoRet
     raise PlanError(f"{why}:\n{format(schedule, marked)}")
 
 
-def validate(schedule: Schedule, workload: Workload, routes: Sequence[Sequence[int]], *, dealt: bool = False) -> None:
+def validate(schedule: Schedule, workload: Workload, routes: Sequence[Sequence[int]], *, dealt: bool = False, eager: int = 0) -> None:
     """Raises PlanError, which prints the schedule with the bad cells marked `>2F0<`, unless it can be run as routed.
 
     That is: every worker has exactly the actions routed to it, once; backwards ascend within a grain, whose sum is a fold in that order;
     no more micro-batches are in flight at a worker than 1F1B's bound, or if they are `dealt` out the workers from its stage on for each of
-    its stage, or one more where backwards are split in I and W; and the lists do not deadlock.
+    its stage, or one more where backwards are split in I and W, or below the last stage if the schedule is `eager`; and the lists do not
+    deadlock.
     """
     _check_routed(schedule, workload, routes)
     for worker, actions in schedule.items():
-        _check_bound(schedule, worker, actions, [len(set(route)) for route in routes], dealt=dealt)
+        _check_bound(schedule, worker, actions, [len(set(route)) for route in routes], dealt=dealt, eager=eager)
         _check_folds(schedule, worker, actions, workload)
     _check_progress(schedule, len(routes))
 
@@ -70,13 +71,13 @@ def _kinds(actions: Sequence[Action]) -> tuple[ActionKind, ...]:
     return ("F", "I", "W") if any(action.kind in "IW" for action in actions) else ("F", "B")
 
 
-def _check_bound(schedule: Schedule, worker: int, actions: Sequence[Action], widths: Sequence[int], *, dealt: bool) -> None:
+def _check_bound(schedule: Schedule, worker: int, actions: Sequence[Action], widths: Sequence[int], *, dealt: bool, eager: int) -> None:
     done: Counter[ActionKind] = Counter()
     last = _kinds(actions)[-1]
     for place, (stage, kind, _) in enumerate(actions):
         done[kind] += 1
         around = math.ceil(sum(widths[stage:]) / widths[stage]) if dealt else 0
-        bound = max(len(widths) - stage, around) + (last == "W")
+        bound = max(len(widths) - stage, around) + (last == "W") + min(eager, len(widths) - 1 - stage)
         if done["F"] - done[last] > bound:
             refuse(f"more than {bound} micro-batches in flight at stage {stage}", schedule, [(worker, place)])
 
