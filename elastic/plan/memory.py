@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from elastic.errors import PlanError
 from elastic.plan import dealing
 from elastic.plan.fleet import Fleet
-from elastic.plan.plan import Stage
+from elastic.plan.plan import Order, Stage
 from elastic.plan.workload import Workload
 
 
@@ -195,7 +195,7 @@ def needs_in(
     eager: int = 0,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan, with the copies that this fleet keeps."""
-    order = {"split": split, "dealt": dealt, "eager": eager}
+    order = Order(split=split, dealt=dealt, eager=eager)
     return needs(workload, stages, routes, replicas=fleet.replicas, outlive=fleet.outlive, on_device=fleet.on_device, **order)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from elastic.errors import PlanError
 from elastic.plan.workload import Workload
@@ -38,6 +38,14 @@ class Stage:
 
     def __str__(self) -> str:
         return f"[{self.layers.start}-{self.layers.stop - 1}]x{len(self.members)}"
+
+
+class Order(TypedDict):
+    """Arguments of `schedule.build` and `memory.needs_in`; `Plan` says what they are."""
+
+    split: bool
+    dealt: bool
+    eager: int
 
 
 _PLAIN = "step_s", "why", "split", "dealt", "eager"
@@ -82,9 +90,9 @@ class Plan:
                 raise PlanError(f"routes of stage {number} name workers {sorted(strangers)}, which are not members of it")
 
     @property
-    def order(self) -> dict[str, int]:
-        """What determines the order of actions besides stages and routes: arguments of `schedule.build` and `memory.needs_in`."""
-        return {"split": self.split, "dealt": self.dealt, "eager": self.eager}
+    def order(self) -> Order:
+        """What determines the order of actions besides stages and routes."""
+        return Order(split=self.split, dealt=self.dealt, eager=self.eager)
 
     @property
     def workers(self) -> tuple[int, ...]:

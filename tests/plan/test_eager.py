@@ -17,6 +17,7 @@ from test_clocks import gpu
 
 from elastic.plan import schedule
 from elastic.plan.clock_change import Clocking, clocked
+from elastic.plan.clocks import ClockChoices, Mode
 from elastic.plan.dealing import bounds
 from elastic.plan.eager import as_eager_as_fits
 from elastic.plan.job_costs import JobCosts
@@ -111,7 +112,12 @@ def test_one_stage_has_nothing_to_be_early_for():
 
 def test_plans_are_eager_in_the_mode_energy_with_and_without_known_clocks():
     work, all_four = FOUR, fleet(range(4))
-    for mode, choices, eager in (("energy", {}, 3), ("energy", dict.fromkeys(range(4), gpu()), 3), ("speed", {}, 0)):
+    cases: tuple[tuple[Mode, dict[int, ClockChoices], int], ...] = (
+        ("energy", {}, 3),
+        ("energy", dict.fromkeys(range(4), gpu()), 3),
+        ("speed", {}, 0),
+    )
+    for mode, choices, eager in cases:
         found = clocked(all_four, work, None, Clocking(mode=mode, choices=choices), stages=4).plan
         assert found.eager == eager
         assert not found.clocks or choices
