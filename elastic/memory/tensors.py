@@ -138,7 +138,7 @@ def part(base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offse
 
 def hollow(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Returns a tensor of this shape where layers compute, all of whose elements are one element in memory: it stands for a later one."""
-    return torch.zeros(1, dtype=dtype, device=device.current()).expand(tuple(shape))
+    return torch.zeros((), dtype=dtype, device=device.current()).expand(tuple(shape))
 
 
 def is_hollow(tensor: torch.Tensor) -> bool:
