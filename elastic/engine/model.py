@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from elastic.engine.buffers import Running
 from elastic.engine.determinism import relax
@@ -95,7 +96,18 @@ def split(model: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, tuple[nn.M
         raise TrainerError(f"model must be an nn.Module or a list of them (its layers in order), not {type(model).__name__}")
     if not layers:
         raise TrainerError("the model has no layers")
+    refuse_lazy(root)
     return root, layers
+
+
+def refuse_lazy(root: nn.Module) -> None:
+    """Raises TrainerError for a parameter whose shape is not known yet, as those of `nn.LazyLinear`."""
+    for name, tensor in root.named_parameters():
+        if isinstance(tensor, UninitializedParameter):
+            raise TrainerError(
+                f"parameter {name} has no shape yet, since a lazy module finds it in its first forward: use the module that is not lazy "
+                "(such as nn.Linear instead of nn.LazyLinear), or run the model once on a micro-batch before it is given to the Trainer"
+            )
 
 
 def refuse_aliases(root: nn.Module) -> None:

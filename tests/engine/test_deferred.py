@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,6 +99,60 @@ def test_values_are_those_that_the_constructor_gives():
     assert float(found["recurrent.weight_ih_l0"].abs().max()) <= 0.5
 
 
+class OfNumPy(nn.Module):
+    """Has tensors that are not made on torch's default device, and so have values when the model is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = np.cos(np.arange(12.0)).reshape(4, 3)
+        self.trained = nn.Parameter(torch.from_numpy(table.T).float())  # not contiguous
+        self.fixed = nn.Parameter(torch.from_numpy(table[1:]), requires_grad=False)
+        self.drawn = nn.Parameter(torch.randn(3, device="cpu"))
+        self.register_buffer("codes", torch.from_numpy((np.arange(6000) % 251).astype(np.uint8)))
+        self.register_buffer("small", torch.from_numpy(table.copy()))
+
+
+def test_tensors_that_have_values_when_the_model_is_built_keep_them() -> None:
+    built, recipe = build(lambda: nn.Sequential(OfNumPy()), 1)
+    given = {name: each.clone() for name, each in built.state_dict().items()}  # pyright: ignore[reportAttributeAccessIssue]
+    replace(built, recipe.value)  # pyright: ignore[reportArgumentType]
+    model = LayeredModel(built, initial=Computed(recipe))
+    assert {"0.trained", "0.fixed", "0.codes"} <= {name for name in given if model.is_placed(name)}
+    model.hold([each.index for each in model.spec.layers])
+    assert all(torch.equal(each, given[name]) for name, each in model.root.state_dict().items())
+    again, other = build(lambda: nn.Sequential(OfNumPy()), 1)[1], build(lambda: nn.Sequential(OfNumPy()), 2)[1]
+    assert recipe.digest("0.drawn") == again.digest("0.drawn") != other.digest("0.drawn")
+
+
+class Scalar(nn.Module):
+    """Has a trained number, as temperatures and gates are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained, self.fixed = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.25), requires_grad=False)
+
+
+def test_a_parameter_without_dimensions_has_its_value() -> None:
+    built, recipe = build(lambda: nn.Sequential(Scalar()), 1)
+    replace(built, recipe.value)  # pyright: ignore[reportArgumentType]
+    model = LayeredModel(built, initial=Computed(recipe))
+    model.hold([each.index for each in model.spec.layers])
+    assert {name: each.item() for name, each in model.root.state_dict().items()} == {"0.trained": 0.5, "0.fixed": 0.25}
+    assert all(each.shape == () for each in model.root.state_dict().values())
+
+
+def test_values_have_the_default_dtype_of_their_time() -> None:
+    def double() -> nn.Module:
+        torch.set_default_dtype(torch.float64)
+        try:
+            return nn.Linear(3, 3)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    assert {each.dtype for each in values(double).values()} == {torch.float64}
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_value_depends_on_seed_layer_and_name_only():
     def linears(count: int) -> Callable[[], Any]:
         return lambda: [nn.Linear(9, 9) for _ in range(count)]
@@ -189,6 +244,18 @@ def _plain_tensor() -> nn.Module:
     return layer
 
 
+def _nested_tensor() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.__dict__["tables"] = {"first": [torch.ones(3)]}
+    return layer
+
+
+def _held_twice() -> nn.Module:
+    layer = nn.Linear(3, 3, device="cpu")
+    layer.__dict__["also"] = [layer.weight]
+    return layer
+
+
 def _own_generator() -> nn.Module:
     layer = nn.Linear(3, 3)
     nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
@@ -212,6 +279,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "raises": ([lambda: nn.Linear(1, 1), lambda: nn.Linear(3)], "builds layer 1 fails on torch's meta device.*out_features"),
     "no module": (lambda: 3, "returned a int; it must return an nn.Module, or a list of them"),
     "plain tensor": (_plain_tensor, "attribute 'table' of the model .Linear. is a tensor that is neither a parameter nor a buffer"),
+    "nested tensor": (_nested_tensor, "attribute 'tables' of the model .Linear. is a tensor that is neither a parameter nor a buffer"),
+    "held twice": (_held_twice, "attribute 'also' of the model .Linear. is a tensor that is neither a parameter nor a buffer"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "parameter 0.weight has no shape yet.* use the module that is not lazy"),
     "own generator": (_own_generator, "draws with a torch.Generator of its own"),
     "cut on meta": (_cut, "elastic.layers.Sequential. needs a model with values, but this one is on meta.* return the model itself"),
     "shared memory": (_shares, "0.weight and 1.weight share memory but are not one object"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils._pytree import tree_leaves
 
 from elastic.engine import randomness
 from elastic.engine.deferred.recipe import Recipe
 from elastic.engine.deferred.recording import Tape, recording
+from elastic.engine.model import refuse_lazy
 from elastic.errors import TrainerError
 from elastic.layout.regions import BLOCK
 from elastic.memory.tensors import hollow
@@ -50,12 +52,17 @@ def build(model: Builder | Sequence[Builder], seed: int) -> tuple[Built, Recipe]
         randomness.seed_all("build", seed)
         built = _built(tape, model)
     root = built if isinstance(built, nn.Module) else nn.ModuleList(built)
+    refuse_lazy(root)
     _refuse_versions(tape)
     layers = list(root) if isinstance(root, nn.Sequential | nn.ModuleList) else [root]
     where = {id(tensor): index for index, layer in reversed([*enumerate(layers)]) for _, tensor in _tensors(layer)}
     named = dict(_tensors(root))
     _refuse_aliases(tape, root)
-    places = {name: (tape.ref(tensor), where.get(id(tensor), 0)) for name, tensor in named.items() if tensor.is_meta}
+    places = {
+        name: (tape.ref(tensor) if tensor.is_meta else tape.constant(tensor), where.get(id(tensor), 0))
+        for name, tensor in named.items()
+        if tensor.is_meta or _is_later(tensor) or _is_packed(tensor)
+    }
     return built, Recipe(tape, places, seed)
 
 
@@ -119,7 +126,7 @@ def _refuse_versions(tape: Tape) -> None:
 def _refuse_aliases(tape: Tape, root: nn.Module) -> None:
     seen: dict[int, str] = {}
     for name, parameter in root.named_parameters():
-        if parameter.is_meta and parameter.numel() and (other := seen.setdefault(tape.ref(parameter).storage, name)) != name:
+        if parameter.numel() and (other := seen.setdefault(tape.ref(parameter).storage, name)) != name:
             raise TrainerError(
                 f"{other} and {name} share memory but are not one object, so training would untie them: use the same nn.Parameter in both "
                 "places (or compute one from the other in forward, as in `functional.linear(x, self.weight.t())`)"
@@ -134,7 +141,7 @@ def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
     Raises:
         TrainerError: for a tensor on meta that is neither a parameter nor a buffer.
     """
-    known = {id(tensor): name for name, tensor in _tensors(root) if tensor.is_meta}
+    known = {id(tensor): name for name, tensor in _tensors(root) if tensor.is_meta or _is_later(tensor) or _is_packed(tensor)}
     originals = [tensor for _, tensor in _tensors(root)]  # alive, so that no other tensor gets the address of one
     made: dict[int, torch.Tensor] = {}
 
@@ -151,7 +158,7 @@ def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
                     tensors[name] = instead(tensor, saved=saved)  # pyright: ignore[reportArgumentType]
         for attribute, held in vars(module).items():
             if attribute not in ("_parameters", "_buffers", "_modules"):
-                _refuse_attribute(path, module, attribute, held)
+                _refuse_attribute(path, module, attribute, held, known)
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
     del originals
@@ -159,20 +166,30 @@ def replace(root: nn.Module, value: Callable[[str], torch.Tensor]) -> None:
 
 def _stand_in(name: str, tensor: torch.Tensor, value: Callable[[str], torch.Tensor], *, saved: bool) -> torch.Tensor:
     if not isinstance(tensor, nn.Parameter):
-        packed = saved and type(tensor) is torch.Tensor and tensor.element_size() == 1 and tensor.numel() >= BLOCK
-        return hollow(tensor.shape, tensor.dtype) if packed else value(name)
-    later = tensor.numel() > (0 if tensor.requires_grad else 1) and (tensor.requires_grad or type(tensor) is nn.Parameter)
+        return hollow(tensor.shape, tensor.dtype) if saved and _is_packed(tensor) else value(name)
+    later = _is_later(tensor)
     with torch.no_grad() if not later else nullcontext():
         found = nn.Parameter(hollow(tensor.shape, tensor.dtype) if later else value(name), requires_grad=tensor.requires_grad)
     vars(found).update(vars(tensor))
     return found
 
 
-def _refuse_attribute(path: str, module: nn.Module, attribute: str, value: Any) -> None:
+def _is_later(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor is a parameter that only workers with its layer have memory for."""
+    plain = isinstance(tensor, nn.Parameter) and (tensor.requires_grad or type(tensor) is nn.Parameter)
+    return plain and tensor.layout == torch.strided and tensor.numel() > (0 if tensor.requires_grad else 1)
+
+
+def _is_packed(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor is a large buffer of bytes, such as packed weights."""
+    plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and tensor.element_size() == 1 and tensor.numel() >= BLOCK
+
+
+def _refuse_attribute(path: str, module: nn.Module, attribute: str, value: Any, known: Container[int]) -> None:
     if attribute.startswith("_flat_weight"):
         return  # of torch's recurrent layers, made again
-    values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,)
-    if any(isinstance(each, torch.Tensor) and each.is_meta for each in values):
+    if any(isinstance(each, torch.Tensor) and (each.is_meta or id(each) in known) for each in tree_leaves(value)):
         raise TrainerError(
             f"attribute {attribute!r} of {path or 'the model'} ({type(module).__name__}) is a tensor that is neither a parameter nor a "
             f"buffer, and would stay without values: use register_buffer (persistent=False keeps it out of checkpoints), {_WHOLE}"

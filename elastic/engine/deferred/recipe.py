@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,6 +88,8 @@ class Recipe:
         for index in sorted(self._needed(self._places[name][0].storage)):
             operation = self._tape.operations[index]
             told = (operation.name, self._draws.get(index), tree_map(_told, (operation.args, operation.kwargs)))
+            if operation.default != torch.float32:
+                told = (*told, str(operation.default))
             total.update(repr(told).encode())
         return total.hexdigest()
 
@@ -125,7 +128,8 @@ class Recipe:
 
         if index in self._draws:
             torch.default_generator.set_state(randomness.torch_state(randomness.expand(*self._key(index))))
-        out = operation.call(*tree_map(real, operation.args), **tree_map(real, operation.kwargs))
+        with _default(operation.default):
+            out = operation.call(*tree_map(real, operation.args), **tree_map(real, operation.kwargs))
         tensors = [each for each in tree_flatten(out)[0] if isinstance(each, torch.Tensor)]
         for number, ref in operation.creates:
             found = tensors[number]
@@ -145,6 +149,16 @@ def _part(bases: Mapping[int, tuple[torch.Tensor, int]], ref: Ref) -> torch.Tens
     """Returns a tensor in real memory. A storage of the recording begins at an offset of the memory that a tensor lies in."""
     base, begins = bases[ref.storage]
     return part(base, ref.shape, ref.strides, begins + ref.offset)
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _target(operation: Operation) -> int:

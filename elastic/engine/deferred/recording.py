@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class Operation:
     """One call. Tensors without memory among its arguments are `Ref`.
 
     `reads`, `writes`: storages whose contents it needs, and changes. `creates`: each result in a storage of its own, with its number among
-    the results. `overwrites`: storages of which it writes every element. `blank`: what it creates has no values yet.
+    the results. `overwrites`: storages of which it writes every element. `blank`: what it creates has no values yet. `default`: torch's
+    default dtype when it was called.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Operation:
     overwrites: frozenset[int]
     blank: bool
     random: bool
+    default: torch.dtype = field(default_factory=torch.get_default_dtype)
 
 
 class Tape:
@@ -108,10 +110,34 @@ class Tape:
             )
         )
 
+    def constant(self, tensor: torch.Tensor) -> Ref:
+        """Notes a tensor that has values, such as one of NumPy's, and returns the name of a contiguous copy of it."""
+        ref = replace(self.ref(tensor), strides=torch.empty(tensor.shape, device="meta").stride(), offset=0)
+        nothing = frozenset[int]()
+        self.operations.append(
+            Operation(
+                name="constant",
+                call=_row_major,
+                args=(tensor.detach(),),
+                kwargs={},
+                reads=nothing,
+                writes=nothing,
+                creates=((0, ref),),
+                overwrites=nothing,
+                blank=False,
+                random=False,
+            )
+        )
+        return ref
+
     def _read_elsewhere(self, changed: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> set[int]:
         """Returns the storages that a call reads although it changes them, such as that of the source of a copy."""
         own = {id(each) for each in changed}
         return {self.ref(each).storage for each in given if each.is_meta and id(each) not in own}
+
+
+def _row_major(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _covers(tensor: torch.Tensor) -> bool:
