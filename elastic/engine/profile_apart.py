@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ from elastic.engine.profile import (
 )
 from elastic.engine.stage import Gradients, LayerRunner, Loss, LossRunner, enter
 from elastic.engine.warm_up import kind_of
+from elastic.errors import TrainerError
 from elastic.memory.tensors import copy
 
 
@@ -57,7 +60,7 @@ def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: An
         for runner in runners:
             kind = kind_of(runner.module, crossing)
             if kind not in known:
-                with model.lent(runner.index):
+                with model.lent(runner.index), _without_values_named(runner):
                     known[kind] = _layer(runner, crossing, clock)
             found, (size, itemsize) = known[kind], model.trained(runner.index)
             crossing = found.output
@@ -67,6 +70,21 @@ def measure_apart(model: LayeredModel, loss: Loss, numerics: Numerics, batch: An
         rows[-1][1] += _loss_s(loss_runner, crossing, batch, clock)
     model.running.statistics.begin()
     return [[*row, count] for row, count in zip(rows, flops_of(counts), strict=True)]
+
+
+@contextmanager
+def _without_values_named(runner: LayerRunner) -> Iterator[None]:
+    """Names a layer that computes with a tensor that stayed on meta, where the model was built."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        raise TrainerError(
+            f"layer {runner.index} ({type(runner.module).__name__}) computes with a tensor that was made while the model was built, and "
+            f"has no values since it is neither a parameter nor a buffer ({error}): use register_buffer (persistent=False keeps it out of "
+            "checkpoints), or give the Trainer the model itself instead of a function, so that every worker builds it"
+        ) from error
 
 
 def _layer(runner: LayerRunner, entering: Crossing, clock: Clock) -> _Measured:

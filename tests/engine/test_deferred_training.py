@@ -160,6 +160,24 @@ def test_another_model_on_another_worker_is_refused(difference: str, place: str)
         harness.run(another, workers=2, stages=1, args=(difference,))
 
 
+class Hidden(nn.Module):
+    """Has a tensor where nobody finds it when the model is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, table = nn.Linear(WIDTH, WIDTH), torch.ones(WIDTH)
+        self.table = lambda: table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.table()
+
+
+def test_a_layer_that_computes_with_a_tensor_that_stayed_without_values_is_named(lone_job):
+    layers = [lambda: nn.Linear(WIDTH, WIDTH), Hidden, models.Head]
+    with pytest.raises(TrainerError, match=r"layer 1 \(Hidden\) computes with a tensor .* has no values .*use register_buffer"):
+        elastic.Trainer(layers, models.cross_entropy, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4)
+
+
 def test_an_optimizer_that_was_made_before_is_refused(lone_job):
     optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters())
     with pytest.raises(TrainerError, match=r"optimizer is a AdamW, but the model is given by a function.*give a function that makes"):
