@@ -39,7 +39,7 @@ from elastic.engine.warm_up import warm_up
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
-from elastic.layout.regions import MASTER, PARAM
+from elastic.layout.regions import MASTER, PARAM, TRAINED
 from elastic.memory import device
 from elastic.plan.workload import LayerCost
 from elastic.recovery.salvage import Routes
@@ -268,7 +268,8 @@ class Trainer:
 
     def _peak_flops(self) -> float:
         """Returns the most operations a second of this worker's device, of products in the type that the model computes in."""
-        largest = max(self._model.root.parameters(), key=lambda parameter: parameter.numel())
+        computes = {getattr(torch, name) for name in TRAINED}  # other parameters are packed weights, which products do not take
+        largest = max((each for each in self._model.root.parameters() if each.dtype in computes), key=torch.Tensor.numel)
         return peak(self._training.numerics.autocast or largest.dtype, self._job.settings.workers_per_device)
 
     def _measured(self) -> profile.LayerProfile:

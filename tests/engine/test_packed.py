@@ -15,7 +15,7 @@ import elastic
 from elastic.engine.model import LayeredModel
 from elastic.engine.partial import refuse_partial
 from elastic.errors import TrainerError
-from tests.engine import harness, packed
+from tests.engine import harness, models, packed
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,25 @@ def test_a_layer_of_buffers_alone_that_is_elsewhere_is_not_saved_empty() -> None
         assert layers[0].state_dict().keys() == {"weight", "bias"}
         with nullcontext() if 2 in held else pytest.raises(TrainerError, match="not on this worker"):
             assert layers[1].state_dict()["codes"].sum() == 5000
+
+
+class Flags(nn.Module):
+    """Has more frozen elements of a dtype that products do not take than trained ones."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(models.WIDTH, models.WIDTH)
+        self.flags = nn.Parameter(torch.ones(9000).to(dtype), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.flags.float().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
+def test_most_of_a_model_may_be_packed(lone_job: Any, dtype: torch.dtype) -> None:
+    layers = [Flags(dtype), models.Head()]
+    trainer = elastic.Trainer(layers, packed.loss, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4)
+    assert len(list(trainer.run(1))) == 1
 
 
 @pytest.mark.long
