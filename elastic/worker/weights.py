@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from elastic.checkpoint.convert.detect import detect
 from elastic.checkpoint.convert.formats import open_source
-from elastic.checkpoint.dtypes import dtype_of
+from elastic.checkpoint.dtypes import dtype_of, name_of
 from elastic.checkpoint.objects import Location, place
 from elastic.checkpoint.plan import stored_parts
 from elastic.checkpoint.reader import ElasticSource
@@ -71,7 +71,35 @@ class Weights:
         with torch.no_grad():
             for first in range(0, run.numel(), _AT_ONCE):
                 part = run[first : first + _AT_ONCE]
-                part.copy_(self._source.read(stored, PARAM, start + first, start + first + part.numel()))
+                read = self._source.read(stored, PARAM, start + first, start + first + part.numel())
+                if read.dtype != part.dtype:
+                    converted = read.to(part.dtype)
+                    self._check_values(name, read, converted)
+                    read = converted
+                part.copy_(read)
+
+    def _check_values(self, name: str, read: torch.Tensor, converted: torch.Tensor) -> None:
+        """Raises CheckpointError if a value of the files is too large for the model's dtype: it would be another one, or infinite."""
+        if read.is_complex():
+            return
+        if read.is_floating_point():
+            form = torch.finfo(converted.dtype)
+            if form.max >= torch.finfo(read.dtype).max:
+                return
+            values = read.double()
+            large = (values.abs() > form.max) & values.isfinite()
+            stays = ~large | (
+                (converted.double() - values).abs() <= form.eps * values.abs()
+            )  # some dtypes have no infinity: a cast may clamp
+        else:
+            values = read.long()
+            stays = converted.long() == values
+        if (lost := values[~stays]).numel():
+            kind, theirs = name_of(converted.dtype), name_of(read.dtype)
+            raise CheckpointError(
+                f"weights={self._where!r}: {name} of the model is {kind}, which has no room for the value {lost[0].item():g} that it has "
+                f"in the files: build the model with a dtype that does, such as theirs, {theirs}"
+            )
 
     def value(self, name: str) -> torch.Tensor:
         shape, dtype = self._recipe.form(name)
@@ -105,9 +133,7 @@ class Weights:
         return " ".join(files[each.file].blocks for each in stored_parts(self._source.place(stored)))
 
     def _ends(self, spec: Spec) -> list[tuple[int, int]]:
-        if isinstance(self._source, ElasticSource):
-            return []
-        return sorted({(0, min(spec.elements, _COMPARED)), (max(0, spec.elements - _COMPARED), spec.elements)})
+        return [] if isinstance(self._source, ElasticSource) else _ends(spec)
 
     def _matched(self, root: nn.Module, naming: Naming, *, warn: bool) -> dict[str, str]:
         """Returns the name in the files of each parameter, and of each buffer that they have."""
@@ -118,22 +144,41 @@ class Weights:
         present = {*contents.tensors, *contents.ties}
         found: dict[str, str] = {}
         missing: list[str] = []
+        others: set[str] = set()  # further names, in the files, of tied parameters
         for name, tensor in [*root.named_parameters(), *persistent_buffers(root)]:
             tried = [each for alias in aliases.get(id(tensor), [name]) for each in (naming.saved.get(alias), alias) if each]
             stored = next((each for each in tried if each in present), None)
             if stored is not None:
-                found[name] = stored
-                self._check_form(name, tensor, stored)
+                found[name] = contents.ties.get(stored, stored)
+                self._check_form(name, tensor, stored, present)
+                further = {naming.saved.get(alias, alias) for alias in aliases.get(id(tensor), [])} & present
+                self._check_tie(stored, further)
+                others |= further
             elif isinstance(tensor, nn.Parameter):
                 missing.append(_called(name, naming))
         if missing:
             raise self._lacks(missing, present, all_of_them=not found)
-        used = {contents.ties.get(stored, stored) for stored in found.values()}
+        used = {contents.ties.get(stored, stored) for stored in {*found.values(), *others}}
         if warn and (left := sorted(set(contents.tensors) - used)):
             warnings.warn(f"weights={self._where!r} has {_some(left)}, which the model does not have: not read", stacklevel=4)
         return found
 
-    def _check_form(self, name: str, tensor: torch.Tensor, stored: str) -> None:
+    def _check_tie(self, stored: str, further: Set[str]) -> None:
+        """Raises CheckpointError if the files have another tensor under a further name of a parameter. Both ends are compared."""
+        contents = self._source.contents
+        first = contents.ties.get(stored, stored)
+        for other in sorted({contents.ties.get(each, each) for each in further} - {first}):
+            spec = _spec(contents, first)
+            if spec.shape != _spec(contents, other).shape or any(self._differs(first, other, run) for run in _ends(spec)):
+                raise CheckpointError(
+                    f"weights={self._where!r} has different tensors as {first} and {other}, which are one (tied) parameter of the model: "
+                    "build the model without tying them, or give weights= in which they are equal"
+                )
+
+    def _differs(self, one: str, other: str, run: tuple[int, int]) -> bool:
+        return not torch.equal(self._source.read(one, PARAM, *run).double(), self._source.read(other, PARAM, *run).double())
+
+    def _check_form(self, name: str, tensor: torch.Tensor, stored: str, present: Container[str]) -> None:
         spec = _spec(self._source.contents, stored)
         own = f"{name} of the model" if name == stored else f"{name} of the model ({stored} in the files)"
         if tuple(spec.shape) != tuple(tensor.shape):
@@ -141,9 +186,15 @@ class Weights:
                 f"weights={self._where!r}: {own} has shape {tuple(tensor.shape)}, and {tuple(spec.shape)} in the files: build the model "
                 "with the sizes of these weights, or give weights= that fit it"
             )
-        if tensor.is_floating_point() != dtype_of(spec.dtype).is_floating_point:
-            kind = str(tensor.dtype).removeprefix("torch.")
+        if _kind(tensor.dtype) != _kind(dtype_of(spec.dtype)):
+            kind = name_of(tensor.dtype)
             raise CheckpointError(f"weights={self._where!r}: {own} is {kind}, and {spec.dtype} in the files, which cannot be converted")
+        scale = next((each for each in (f"{stored}_scale_inv", f"{stored}_scale") if each in present), None)
+        if scale is not None and spec.dtype.startswith("float8") and tensor.dtype != dtype_of(spec.dtype):
+            raise CheckpointError(
+                f"weights={self._where!r}: {own} is {spec.dtype} in the files, to be multiplied by {scale}, which is not "
+                "done here: give weights= that are not quantised, in bfloat16 or float32"
+            )
 
     def _lacks(self, missing: Sequence[str], present: set[str], *, all_of_them: bool) -> CheckpointError:
         names = f" Their names are such as {min(present)!r}." if present else ""
@@ -156,6 +207,14 @@ def _opened(location: Location) -> Source:
         return open_source(location, detect(location).name)
     except CheckpointError as error:
         raise CheckpointError(f"weights={str(location)!r} cannot be read: {error}") from error
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex
+
+
+def _ends(spec: Spec) -> list[tuple[int, int]]:
+    return sorted({(0, min(spec.elements, _COMPARED)), (max(0, spec.elements - _COMPARED), spec.elements)})
 
 
 def _spec(contents: Contents, stored: str) -> Spec:

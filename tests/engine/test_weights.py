@@ -150,6 +150,82 @@ def test_tied_parameters_are_found_under_any_of_their_names(lone_job, tmp_path: 
         assert torch.equal(trainer.state_dict()["0.0.weight"], table)
 
 
+def _untied() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(WIDTH, 9, bias=False), nn.Linear(9, WIDTH, bias=False), nn.Linear(WIDTH, 9, bias=False))
+
+
+def _tied() -> nn.Sequential:
+    made = _untied()
+    made[2].weight = made[0].weight
+    return made
+
+
+@pytest.mark.parametrize("build", [_tied, _untied])
+def test_files_that_tie_tensors_give_both_of_them_their_values(lone_job, tmp_path: Path, build: Any, recwarn: pytest.WarningsRecorder):
+    values = _tied().state_dict()
+    torch.save(values, tmp_path / "pytorch_model.bin")
+    state = trainer_of(tmp_path, build, names=None).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in values.items())
+    assert not [each for each in recwarn if "does not have" in str(each.message)]
+
+
+def test_a_tied_parameter_whose_names_have_equal_tensors_in_the_files_is_read(lone_job, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    values = {name: value.clone() for name, value in _tied().state_dict().items()}
+    state = trainer_of(write(tmp_path / "equal", values), _tied, names=None).state_dict()
+    assert torch.equal(state["2.weight"], values["2.weight"])
+    assert not [each for each in recwarn if "does not have" in str(each.message)]
+
+
+@pytest.mark.parametrize("other", [torch.ones(9, WIDTH), torch.ones(3)])
+def test_a_tied_parameter_whose_names_have_different_tensors_in_the_files_is_refused(lone_job, tmp_path: Path, other: torch.Tensor):
+    found = write(tmp_path / "other", {**_untied().state_dict(), "2.weight": other})
+    with pytest.raises(CheckpointError, match=r"different tensors as 0.weight and 2.weight, which are one \(tied\) parameter of the model"):
+        trainer_of(found, _tied, names=None)
+
+
+class Codes(nn.Module):
+    """A layer with frozen integers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.zeros(5000, dtype=dtype), requires_grad=False)
+        self.linear = nn.Linear(WIDTH, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.codes.float().mean()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "value"),
+    [
+        (torch.uint8, torch.int32, 300),
+        (torch.uint8, torch.int8, -1),
+        (torch.bool, torch.int8, 2),
+        (torch.float16, torch.bfloat16, 65536),
+        (torch.float32, torch.float64, 1e40),
+        (torch.float8_e4m3fn, torch.float8_e5m2, 57344),
+    ],
+)
+def test_a_value_that_the_dtype_of_the_model_cannot_hold_is_refused(lone_job, tmp_path: Path, dtype: Any, stored: Any, value: float):
+    codes = torch.ones(5000).to(stored)
+    codes[4000] = value
+    found = {"0.codes": codes, "0.linear.weight": torch.ones(7, WIDTH), "0.linear.bias": torch.ones(7)}
+    kinds = [str(each).removeprefix("torch.") for each in (dtype, stored)]
+    says = rf"0.codes of the model is {kinds[0]}, which has no room for the value .* in the files: build the model .* theirs, {kinds[1]}"
+    with pytest.raises(CheckpointError, match=says):
+        trainer_of(write(tmp_path / "large", found), lambda: [Codes(dtype)], names=None).state_dict()
+    codes[4000] = 1
+    state = trainer_of(write(tmp_path / "small", found), lambda: [Codes(dtype)], names=None).state_dict()
+    assert bool((state["0.codes"].float() == 1).all())
+
+
+def test_infinite_values_are_read_as_they_are(lone_job, tmp_path: Path):
+    codes = torch.full((5000,), float("inf"))
+    found = {"0.codes": codes, "0.linear.weight": torch.ones(7, WIDTH), "0.linear.bias": torch.ones(7)}
+    state = trainer_of(write(tmp_path / "infinite", found), lambda: [Codes(torch.float16)], names=None).state_dict()
+    assert bool(state["0.codes"].isinf().all())
+
+
 def _changed(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
     found: dict[str, Any] = {**tensors(), **{name.replace("__", "."): value for name, value in changes.items()}}
     return {name: value for name, value in found.items() if value is not None}
@@ -159,6 +235,11 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "shape": (_changed(head__weight=torch.ones(8, WIDTH)), r"2.linear.weight .*head.weight.* has shape \(7, 48\), and \(8, 48\)"),
     "missing": (_changed(head__bias=None, embed__bias=None), r"has no embed.bias \(0.bias of the model\), head.bias"),
     "integers": (_changed(embed__bias=torch.ones(WIDTH, dtype=torch.int64)), "0.bias of the model .* is float32, and int64 in the files"),
+    "scaled": (
+        _changed(embed__weight=torch.ones(WIDTH, WIDTH).to(torch.float8_e4m3fn), embed__weight_scale_inv=torch.ones(1)),
+        "is float8_e4m3fn in the files, to be multiplied by embed.weight_scale_inv, which is not done here",
+    ),
+    "complex": (_changed(embed__bias=torch.ones(WIDTH, dtype=torch.complex64)), "is float32, and complex64 in the files"),
     "other names": ({"a": torch.ones(3)}, r"and 5 more, which the model has. Their names are such as 'a'. Give the Trainer names="),
 }  # fmt: skip
 
