@@ -85,9 +85,13 @@ class LayoutError(ElasticError):
 
 
 class CoverageLost(LayoutError):
-    """No live worker holds a needed run of state."""
+    """No live worker holds a needed run of state. `known` is the last step of which any state is known; -1: no step has been applied."""
 
     exit_code = 75
+
+    def __init__(self, message: str, *, known: int | None = None) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 class NothingSaved(CoverageLost):

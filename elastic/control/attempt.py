@@ -63,7 +63,7 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
         return replace(state, phase=Phase.PAUSED), []  # until the last live member is ended
     if not state.live and outlives(state.view.members) and not state.fallen:
         return _take_over(state, now)
-    if not state.live and not state.policy.checkpoints:
+    if not state.live and not state.policy.checkpoints and not state.afresh:
         return end_job(state, "CoverageLost", _all_lost(state))
     if not state.live:
         how = "begin with the newest checkpoint, or at step 0 where there is none"
@@ -104,7 +104,7 @@ def _with_new_workers(state: ControlState, lost: str, how: str, now: float) -> T
 
 
 def _begin_afresh(state: ControlState, why: str, now: float) -> Transition:
-    """Begins again at step 0 with new workers, and evicts the live ones: they have trained, so they no longer have the initial state."""
+    """Begins again at step 0 with new workers, and ends the live ones: they no longer have the whole initial state."""
     lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
     again = "The training begins again at step 0, from the seed, and repeats the same steps bit for bit"
     told: list[ControlAction] = [Tell(sentence=lost + again)]
@@ -187,6 +187,8 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
         return followed_by(told, open_attempt(replace(state, fallen=True, back=event.back), now))
     if state.fallen and event.kind == "NothingSaved" and respawns(state) and not state.afresh:
         return _begin_afresh(state, event.message, now)
+    if event.unbegun and not state.policy.checkpoints and respawns(state) and not state.afresh:
+        return _begin_afresh(replace(state, fallen=True), event.message, now)
     if event.kind == PlanError.__name__:
         return _without_joiners(state, event.message, now) if _complete(state) else _await_room(state, event.message, now)
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""

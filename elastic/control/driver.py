@@ -378,6 +378,7 @@ class Driver:
         elsewhere = kind == "CoverageLost" and any(self._world.carrier.host_of(offer.worker) not in there for offer in offers)
         returning = self._world.carrier.may_return(self._dead.intersection(self.view.workers))
         why = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere, "returning": returning}
+        why["unbegun"] = kind == "CoverageLost" and getattr(error, "known", None) == -1
         self.feed(events.Unproposable(attempt_id=action.attempt_id, **why))
 
     def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:

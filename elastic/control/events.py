@@ -108,13 +108,14 @@ class Unproposable:
     """No proposal is possible from these inventories: `kind` names the error class. `back`: only state up to this step may be right.
 
     `elsewhere`: dead workers have left state in the memory of hosts without a member: new workers there could fetch it. `returning`: hosts
-    are silent that may come back with state in their memory.
+    are silent that may come back with state in their memory. `unbegun`: no step has been applied, so new workers have what is lost.
     """
 
     attempt_id: AttemptId
     kind: str
     message: str
     back: int | None = None
+    unbegun: bool = False
     elsewhere: bool = False
     returning: bool = False
 

@@ -74,9 +74,13 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust
     nearest = min(lost, key=lambda step: sum(stop - start for _, (start, stop) in lost[step]))
     runs = ", ".join(f"{model.layers[layer].title} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
     seen = f"; step {floor} was complete everywhere, so no earlier one is kept" if floor >= 0 else ""
+    known = max(by_step)
+    begun = "more workers were lost at once than there are copies"
+    unbegun = "workers were lost before each had its part of the initial state where it outlives them"
     raise CoverageLost(
-        f"no surviving worker has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "
-        "more workers were lost at once than there are copies"
+        f"no surviving worker has a full copy of {runs} of step {nearest}; the last step known is {known}{seen}: "
+        f"{unbegun if known < 0 else begun}",
+        known=known,
     )
 
 

@@ -373,6 +373,32 @@ def test_if_all_died_before_the_first_checkpoint_those_that_are_ready_begin_at_s
     assert asked.afresh
 
 
+def unbegun(job: Machine) -> Machine:
+    job.inventories()
+    lacks = "no full copy of step -1"
+    return job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message=lacks, unbegun=True))
+
+
+def test_if_a_founder_died_before_it_had_its_part_new_workers_begin_at_step_0() -> None:
+    job = unbegun(running(3, respawn=True).die(1))
+    assert "no full copy of step -1" in job.told
+    assert "The training begins again at step 0, from the seed" in job.told
+    job.die(0).die(2)
+    assert Respawn(workers=(3, 4, 5)) in job.done
+    job.ready(3).ready(4).ready(5)
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(3, 4, 5), restore=True)]
+    job.inventories()
+    (asked,) = job.done
+    assert isinstance(asked, Propose)
+    assert (asked.restore, asked.afresh, [*asked.joiners]) == (True, True, [3, 4, 5])
+    job.proposed().votes().committed()
+    assert (job.phase, job.state.fallen, job.state.afresh) == (Phase.RUNNING, False, False)
+
+
+def test_a_founder_is_missed_that_died_before_it_had_its_part_if_none_are_started() -> None:
+    assert "no full copy of step -1" in unbegun(running(3).die(1)).ended()
+
+
 def test_nobody_can_begin_again_if_none_are_started() -> None:
     job = saving(3).die(1).die(2).inventories()
     job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no full copy"))

@@ -39,7 +39,7 @@ def run(tmp_path: Path, fates: dict[int, list[Any]], case: str = "adamw", **opti
     """Runs a job and checks its value, and that loops are given every step as in the undisturbed job, in order."""
     expected = calm(case)
     options = {"workers": 4, "stages": 2, **options}
-    saves = options.pop("saves", None)
+    saves, restored = options.pop("saves", None), options.pop("restored", None)
     arguments = [str(tmp_path), case, STEPS, {str(worker): fate for worker, fate in fates.items()}, saves]
     result = elastic.run(outliving.train, args=arguments, directory=tmp_path / "run", rebalance=False, **options)
     assert result.value == expected["value"]
@@ -52,7 +52,7 @@ def run(tmp_path: Path, fates: dict[int, list[Any]], case: str = "adamw", **opti
             given[place].add(json.dumps(line))
     assert sorted(given) == list(range(len(expected["lines"])))
     for incident in result.incidents:
-        assert incident["restored"] is None
+        assert incident["restored"] == restored
         if incident["epoch"] is not None:
             assert incident["samples_lost"] == 0
             assert incident["bytes_moved"] == incident["bytes_minimum"]
@@ -190,6 +190,13 @@ def test_a_worker_dies_at_a_call_in_a_new_view(tmp_path: Path, method: str, when
     times = 2 if method == "begin" else 1
     fates = {3: ["enter", 4, 2, "backward", [3]], 1: ["call", 5 if method == "loop" else None, times, method, when, [0, 1, 2]]}
     assert died(run(tmp_path, fates, "batchnorm")) == ALL
+
+
+@pytest.mark.parametrize("victims", [None, pytest.param(ALL, marks=[pytest.mark.long])])
+def test_founders_die_before_they_have_described_their_part_of_the_initial_state(tmp_path: Path, victims: list[int] | None) -> None:
+    """Those that are left have only their own parts, so new workers begin again at step 0."""
+    fates = {1: ["call", None, 1, "begin", "before", victims]}
+    assert set(died(run(tmp_path, fates, restored="initial state"))) >= set(victims or [1])
 
 
 @pytest.mark.parametrize("store", [pytest.param(store, marks=[] if store == 4 else [pytest.mark.long]) for store in range(1, 25)])
