@@ -62,6 +62,12 @@ def _device(kind: str, slot: int, per_device: int) -> torch.device:
 
 
 def _too_few(kind: str, place: int, count: int, per_device: int) -> SettingsError:
+    if count == 0 or (kind == "cuda" and torch.version.cuda is None):
+        why = " (it was built without CUDA)" if kind == "cuda" and torch.version.cuda is None else ""
+        return SettingsError(
+            f"device={kind!r}: torch {torch.__version__}{why} can use no such device on this host: install its driver and a torch that was "
+            "built for it (and see what CUDA_VISIBLE_DEVICES names, if it is set), or train with device='cpu' or 'auto'"
+        )
     return SettingsError(
         f"a worker needs {kind}:{place}, but this host has {count} of these devices, for {per_device} worker{'s'[: per_device > 1]} each: "
         f"lower workers= (and spares=) to {count * per_device}, or set workers_per_device="

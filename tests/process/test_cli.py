@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -35,6 +37,19 @@ def test_run_prints_what_the_leader_returned(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [2, 42, "words"]
     assert list(run.iterdir()) == [], "nothing happened that is worth keeping"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("more", [[], ["--workers", "3", "--workers-per-device", "2"]])
+def test_run_on_a_device_that_is_missing_says_what_to_do(tmp_path: Path, more: list[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def train(job):\n    return job.device\n")
+    done = command("run", f"{script}:train", "--device", "cuda", *more)
+    assert done.returncode == 2
+    assert "can use no such device on this host: install its driver" in done.stderr.splitlines()[-1]
+    assert "train with device='cpu' or 'auto'" in done.stderr
+    assert json.loads(command("run", f"{script}:train", "--device", "auto", *more).stdout) == "cpu"
 
 
 def test_a_missing_script_is_one_line() -> None:
