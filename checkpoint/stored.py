@@ -16,7 +16,7 @@ from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
 from elastic.layout.boxes import Box, boxes_of_run, intersection, runs_of_box
 from elastic.memory.raw import room
-from elastic.memory.tensors import Landing, bytes_of, empty, strided
+from elastic.memory.tensors import Landing, bytes_of, on_host, strided
 
 STRIDED_LIMIT = 256 << 20
 """Largest span (bytes) that is read at once for a tensor whose strides are not a permutation of dense ones."""
@@ -98,7 +98,7 @@ class Files:
 
     def elements(self, path: Path, offset: int, count: int, dtype: str) -> torch.Tensor:
         """Reads a flat tensor of `count` elements from a byte offset."""
-        flat = empty(count, dtype_of(dtype))
+        flat = on_host(count, dtype_of(dtype))
         if count:
             self.read_into(path, offset, memory_of(flat))
         return flat
@@ -160,7 +160,7 @@ class Strided:
             rows = self._rows(box[0][0], box[1][0])
             return rows[(slice(None), *(slice(o, o + n) for o, n in zip(box[0][1:], box[1][1:], strict=True)))]
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
-        out, width, position = empty(math.prod(sizes), dtype_of(self.spec.dtype)), self.spec.itemsize, 0
+        out, width, position = on_host(math.prod(sizes), dtype_of(self.spec.dtype)), self.spec.itemsize, 0
         memory = memory_of(out)
         for start, stop in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
             size = (stop - start) * width
@@ -189,7 +189,7 @@ class Strided:
             width = self.spec.itemsize
             return self._resolved(self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype))
         if start == stop:
-            return empty(0, dtype_of(self.spec.dtype))
+            return on_host(0, dtype_of(self.spec.dtype))
         return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)
 
 
@@ -205,7 +205,7 @@ Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Boxed]]
 
 def gather(spec: Spec, chunks: Sequence[Chunk], start: int, stop: int) -> torch.Tensor:
     """Reads a run of a tensor from chunks that tile it."""
-    out, position = empty(stop - start, dtype_of(spec.dtype)), 0
+    out, position = on_host(stop - start, dtype_of(spec.dtype)), 0
     for box in boxes_of_run(spec.shape, start, stop):
         count = math.prod(box[1])
         piece = out[position : position + count].view(box[1])

@@ -67,6 +67,11 @@ def empty(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=device.current())
 
 
+def on_host(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Allocates a flat uninitialised tensor in host memory, wherever layers compute, for bytes of files."""
+    return of_host_bytes(raw.empty(elements * dtype.itemsize), dtype)
+
+
 def zeros(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     """Allocates a tensor of zeros."""
     return torch.zeros(shape, dtype=dtype, device=device.current())

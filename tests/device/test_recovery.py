@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import elastic
 from elastic.errors import JobFailed, SettingsError, TrainerError
@@ -161,6 +163,13 @@ def test_where_pinning_is_refused_copies_block_and_it_says_so(
     assert "refuses to pin memory (raise `ulimit -l`)" in capfd.readouterr().err
     assert 0.0 < sum(each) <= of_all
     run(tmp_path, {1: ["enter", 3, 1, "backward", None]})
+
+
+def test_values_of_files_get_to_the_device(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = torch.nn.Sequential(torch.nn.Linear(48, 48), torch.nn.Linear(48, 48))
+    save_file(layers.state_dict(), tmp_path / "model.safetensors")
+    assert elastic.run(f"{MODULE}:from_files", workers=2, stages=2, args=[str(tmp_path)], device="fake").value == [True] * 4
 
 
 def test_an_index_is_refused() -> None:

@@ -196,6 +196,18 @@ def peaks() -> None:
     print(json.dumps(harness.run(_peak, workers=workers, stages=stages)))
 
 
+def from_files(job: Any, folder: str) -> list[bool]:
+    """Returns for each tensor whether it begins with the value that files have, where a function builds the model."""
+    from safetensors.torch import load_file
+
+    from elastic import Trainer
+
+    layers = [lambda: torch.nn.Linear(models.WIDTH, models.WIDTH)] * 2
+    data, sizes = models.Rows(), {"batch_size": 8, "micro_batch_size": 4}
+    state = Trainer(layers, models.cross_entropy, models.adamw, data, weights=folder, **sizes).state_dict()
+    return [torch.equal(state[name].cpu(), value) for name, value in load_file(Path(folder, "model.safetensors")).items()]
+
+
 def _built(job: Any, *layers: torch.nn.Module) -> Any:
     from elastic import Trainer
 
