@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from elastic.errors import TrainerError
-from elastic.memory.tensors import OF_VALUES
+from elastic.memory.tensors import OF_VALUES, copy
 
 _BLANK = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 _OVERWRITING = ("normal_", "uniform_", "fill_", "zero_", "copy_", "exponential_", "log_normal_", "cauchy_", "geometric_", "random_")
@@ -112,7 +112,7 @@ class Tape:
 
     def constant(self, tensor: torch.Tensor) -> Ref:
         """Notes a tensor that has values, such as one of NumPy's, and returns the name of a contiguous copy of it."""
-        ref = replace(self.ref(tensor), strides=torch.empty(tensor.shape, device="meta").stride(), offset=0)
+        ref = replace(self.ref(tensor), strides=_row_major(tensor).stride(), offset=0)
         nothing = frozenset[int]()
         self.operations.append(
             Operation(
@@ -137,7 +137,7 @@ class Tape:
 
 
 def _row_major(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return copy(tensor.contiguous())
 
 
 def _covers(tensor: torch.Tensor) -> bool:
