@@ -85,7 +85,10 @@ class LayoutError(ElasticError):
 
 
 class CoverageLost(LayoutError):
-    """No live worker holds a needed run of state. `known` is the last step of which any state is known; -1: no step has been applied."""
+    """No live worker holds a needed run of state.
+
+    `known`: the last step of which any state is known; -1 if no step has been applied.
+    """
 
     exit_code = 75
 
