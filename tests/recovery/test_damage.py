@@ -61,6 +61,7 @@ def test_stages_hand_damage_on_and_nothing_of_that_step_is_kept(calm: Any) -> No
     assert [(each["kind"], each["worker"], each["micro_batches_kept"]) for each in result.incidents] == [("damage", 0, 0), ("damage", 3, 0)]
 
 
+@pytest.mark.long
 def test_a_worker_whose_own_memory_changed_goes_back_to_its_previous_copy(calm: Any) -> None:
     """There are no replicas: on one host state lies in segments."""
     flips = {"0": [["forward", 5, "live", "param"]], "1": [["forward", 3, "live", "exp_avg_sq"], ["backward", 8, "gathered", "param"]]}

@@ -72,7 +72,8 @@ def test_survivors_compute_nothing_twice(tmp_path: Path, victim: int, phase: str
         assert again == [] or moved, worker
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 1 else [pytest.mark.long]) for seed in range(30)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(30))
 def test_what_is_held_has_the_same_bits(tmp_path: Path, seed: int) -> None:
     """Random models, layouts, and up to three deaths, the later ones also while or after the step is resumed."""
     chance = random.Random(seed)

@@ -208,7 +208,8 @@ def test_all_die_behind_a_store_into_a_header(tmp_path: Path, store: int) -> Non
 # While others copy
 
 
-@pytest.mark.parametrize("times", [pytest.param(3, marks=[pytest.mark.long]), 8])
+@pytest.mark.long
+@pytest.mark.parametrize("times", [3, 8])
 def test_a_survivor_dies_while_it_copies(tmp_path: Path, times: int) -> None:
     assert died(run(tmp_path, {3: ["enter", 4, 2, "backward", [3]], 2: ["copy", None, times, None]})) == [2, 3]
 

@@ -63,6 +63,7 @@ def test_two_stopped_workers_are_replaced(tmp_path: Path) -> None:
     assert lost(result) == {0, 2}
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_while_the_others_recover_is_replaced(tmp_path: Path) -> None:
     result = run(tmp_path, [2], {"0": ["enter", 4, 1, "forward", [0]]}, stages=1, stopped_after=1.0)
     assert result.value == calm("adamw")["value"]

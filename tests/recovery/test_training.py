@@ -170,7 +170,8 @@ def test_deaths_in_an_evaluation_and_in_the_digest_behind_the_loop(tmp_path: Pat
     assert run.result.value["workers"] == [0]
 
 
-@pytest.mark.parametrize("phase", ["quiesce", pytest.param("propose", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("phase", ["quiesce", "propose"])
 def test_a_survivor_dies_during_the_recovery(phase: str, tmp_path: Path, calm: dict[str, Any]) -> None:
     """The others still wait in the first attempt when the second one begins; what they keep is asked for in the second only."""
     (tmp_path / "run").mkdir()

@@ -164,7 +164,10 @@ def eviction(result: elastic.JobResult) -> dict[str, Any]:
             *("awaits", "backward", "hung", r"it has used no processor for 1.*in backward of step 9, micro-batch \d.*\(state S in .*pipe"),
             marks=pytest.mark.long,
         ),
-        ("spins", "forward", "spinning", r"it has used [01]\.\d s of processor time in .* in forward of step 9, micro-batch \d"),
+        pytest.param(
+            *("spins", "forward", "spinning", r"it has used [01]\.\d s of processor time in .* in forward of step 9, micro-batch \d"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_hung_in_a_step(tmp_path: Path, fault: str, where: str, cause: str, evidence: str, stages: int) -> None:
