@@ -108,7 +108,9 @@ class Sampler:
         self._job, self._promises = job, Promises()
         self._readers: dict[tuple[int, int], tuple[int, ActivityReader]] = {}
         self._known: dict[int, Any] = {}
+        self._ended: dict[tuple[int, int], int] = {}  # records of workers that have ended, which change no more
         self._incidents: dict[int, tuple[int, Any]] = {}
+        self._logs: dict[int, tuple[int, int, int]] = {}  # by host: what shows that its log of incidents is as it was
         self._lists_at = self._uses_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elastic-chaos-sampler", daemon=True)
@@ -151,6 +153,7 @@ class Sampler:
                 for name in os.listdir(folder):
                     if name.isdigit():
                         self._open(host, folder, int(name))
+            self._drop_ended(host)
             members = host.members
             view = (members["epoch"], tuple(each["worker"] for each in members["members"]))
             self._note_incidents(host)
@@ -160,6 +163,12 @@ class Sampler:
 
     def _note_incidents(self, host: Host) -> None:
         """Notes new incidents: a job that is started again removes those of the one before, and another agent writes the log anew."""
+        with suppress(OSError):
+            stat = (host.run / "incidents.jsonl").stat()
+            state = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if self._logs.get(host.number) == state:
+                return
+            self._logs[host.number] = state
         try:
             found = host.incidents
         except SettingsError as error:
@@ -174,23 +183,35 @@ class Sampler:
 
     def _open(self, host: Host, folder: Path, worker: int) -> None:
         inode, key = (folder / str(worker)).stat().st_ino, (host.number, worker)
-        if key in self._readers and self._readers[key][0] == inode:
+        if self._ended.get(key) == inode or (key in self._readers and self._readers[key][0] == inode):
             return
         if key in self._readers:
             self._readers.pop(key)[1].close()
         with suppress(OSError, ValueError):
             self._readers[key] = inode, ActivityReader(host.run, worker)
 
+    def _drop_ended(self, host: Host) -> None:
+        """Stops reading what workers of a host did that have ended: in a long run these would be many."""
+        for key, (inode, reader) in list(self._readers.items()):
+            if key[0] == host.number and reader.pid and stat_of(reader.pid) is None:
+                self._take(reader)  # the last one may be new
+                self._ended[key] = inode
+                self._readers.pop(key)[1].close()
+
+    def _take(self, reader: ActivityReader) -> Doing | None:
+        doing = reader.read()
+        breach = None if doing is None else self._promises.look(doing)
+        if breach is not None:
+            self.seen.breaches.append(breach)
+        return doing
+
     def _look(self, now: float) -> None:
         newest = -1
         for _, reader in self._readers.values():
-            doing = reader.read()
+            doing = self._take(reader)
             if doing is None:
                 continue
             self.seen.read += 1
-            breach = self._promises.look(doing)
-            if breach is not None:
-                self.seen.breaches.append(breach)
             if doing.phase in STEP_PHASES and now - doing.at < 60.0:
                 newest = max(newest, doing.step)
         if newest != self.step:

@@ -41,6 +41,30 @@ def test_a_log_of_incidents_that_cannot_be_read_is_noted_once_and_the_watch_goes
     assert seen.broken is None
 
 
+RECORD = """
+import sys
+from elastic.observe.activity import Activity
+activity = Activity(sys.argv[1], 1)
+activity.enter("forward", 3, 1)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_records_of_workers_that_have_ended_are_not_read_again_and_again(tmp_path: Path):
+    (tmp_path / "activity").mkdir()
+    with subprocess.Popen([sys.executable, "-c", RECORD, str(tmp_path)], stdin=subprocess.PIPE) as worker:
+
+        def dropped(sampler: Sampler) -> bool:
+            if sampler.step == 3:
+                worker.kill()
+            return sampler.highest == 3 and not sampler._readers
+
+        seen = watched(tmp_path, dropped).seen
+    assert seen.read > 0
+    assert seen.broken is None
+
+
 def test_a_watch_that_breaks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def look(*_: object) -> None:
         raise ZeroDivisionError("a defect of the harness")
