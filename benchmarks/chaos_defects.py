@@ -36,13 +36,17 @@ _STEPS, _LIMIT_S = 40, 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defect:
-    """A defect: in files, old lines become new ones. Faults show it, on so many hosts, and one of these oracles must fail."""
+    """A defect: in files, old lines become new ones. Faults show it, on so many hosts, and one of these oracles must fail.
+
+    One that only a kill at the right moment shows gets several `tries`; the table says how many it took.
+    """
 
     name: str
     changes: tuple[tuple[str, str, str], ...]
     faults: tuple[str, ...]
     oracles: frozenset[str]
     hosts: int = 1
+    tries: int = 1
 
 
 _NUMBERS = frozenset({"losses", "digest", "agreement"})
@@ -118,6 +122,7 @@ DEFECTS = (
         ),
         faults=tuple(f"kill@{step}:apply place={step % 3}" for step in range(6, 38, 6)),
         oracles=_NUMBERS,
+        tries=4,
     ),
 )
 
@@ -184,12 +189,22 @@ def main(
             workers = 2 if each.hosts > 1 else 3
             if sound:
                 rows.append(row(f"none ({', '.join(each.faults)})", ran(None, each.faults, each.hosts, workers, calm), None))
-            rows.append(row(each.name, ran(each, each.faults, each.hosts, workers, calm), each.oracles))
+            tried = list[dict[str, Any]]()
+            while len(tried) < each.tries and not (tried and tried[-1]["found"]):
+                tried.append(row(each.name, ran(each, each.faults, each.hosts, workers, calm), each.oracles))
+            rows.append({**tried[-1], "tries": len(tried)})
             for line in rows[-2:] if sound else rows[-1:]:
                 print(json.dumps(line), flush=True)
-    table = Table("defect", "verdict", "named by", "what was said", "as it should be")
+    table = Table("defect", "verdict", "named by", "what was said", "tries", "as it should be")
     for line in rows:
-        table.add_row(line["defect"], line["verdict"], ", ".join(line["oracles"]), line["said"][:200], "yes" if line["found"] else "NO")
+        table.add_row(
+            line["defect"],
+            line["verdict"],
+            ", ".join(line["oracles"]),
+            line["said"][:200],
+            str(line.get("tries", 1)),
+            "yes" if line["found"] else "NO",
+        )
     Console().print(table)
     write_json(path, rows)
     raise typer.Exit(0 if all(line["found"] for line in rows) else 1)
