@@ -10,7 +10,7 @@ from elastic.chaos.inject import INJECT
 from elastic.chaos.injection import Injection
 from elastic.chaos.scene import Effect, JobOver, Missed, NoEffect, Scene, Vanished
 
-_POLL_S, _END_S = 0.005, 60.0
+_POLL_S, _END_S = 0.02, 60.0
 _TRIES, _ANOTHER_S, _AGAIN_S = 5, 0.2, 3.0
 _MENDED_S = 5.0
 """After a bit has flipped, a random fault waits so long at most until the job has gone back: until then a copy of the state is wrong, and
