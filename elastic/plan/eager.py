@@ -27,9 +27,11 @@ def as_eager_as_fits(plan: Plan, costs: JobCosts) -> Plan:
     asked = workload, plan.stages, plan.routes
     fits = (eager for eager in range(len(plan.stages) - 1, 0, -1) if not shortfall(*asked, fleet, dealt=plan.dealt, eager=eager)[1])
     most = next(fits, 0)
+    if not most:
+        return plan
     timing = costs.timing(plan.stages)
     usual_s, eager_s = (simulate(*asked, timing, dealt=plan.dealt, eager=eager)[1] for eager in (0, most))
-    if not most or eager_s > usual_s * (1 + 1e-9):
+    if eager_s > usual_s * (1 + 1e-9):
         return plan
     count = "a micro-batch" if most == 1 else f"up to {most} micro-batches"
     why = f"{plan.why}; stages take {count} more in advance, so that messages and irregular seconds delay them less"

@@ -344,6 +344,16 @@ def nothing_saved(job: Machine) -> Machine:
     return job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="NothingSaved", message="no good checkpoint has been saved yet"))
 
 
+def begins_afresh(job: Machine) -> None:
+    """Three new workers begin at step 0, and the job runs."""
+    job.inventories()
+    (asked,) = job.done
+    assert isinstance(asked, Propose)
+    assert (asked.restore, asked.afresh, [*asked.joiners]) == (True, True, [3, 4, 5])
+    job.proposed().votes().committed()
+    assert (job.phase, job.state.fallen, job.state.afresh) == (Phase.RUNNING, False, False)
+
+
 def test_before_the_first_checkpoint_new_workers_begin_again_at_step_0() -> None:
     job = saving(3, respawn=True).die(1).die(2).inventories()
     job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no full copy"))
@@ -354,12 +364,7 @@ def test_before_the_first_checkpoint_new_workers_begin_again_at_step_0() -> None
     assert job.done == [Respawn(workers=(3, 4, 5))]
     job.ready(3).ready(4).ready(5)
     assert job.done == [Quiesce(attempt_id=(2, 4), workers=(3, 4, 5), restore=True)]
-    job.inventories()
-    (asked,) = job.done
-    assert isinstance(asked, Propose)
-    assert (asked.restore, asked.afresh, [*asked.joiners]) == (True, True, [3, 4, 5])
-    job.proposed().votes().committed()
-    assert (job.phase, job.state.fallen, job.state.afresh) == (Phase.RUNNING, False, False)
+    begins_afresh(job)
 
 
 def test_if_all_died_before_the_first_checkpoint_those_that_are_ready_begin_at_step_0() -> None:
@@ -387,12 +392,7 @@ def test_if_a_founder_died_before_it_had_its_part_new_workers_begin_at_step_0() 
     assert Respawn(workers=(3, 4, 5)) in job.done
     job.ready(3).ready(4).ready(5)
     assert job.done == [Quiesce(attempt_id=(2, 2), workers=(3, 4, 5), restore=True)]
-    job.inventories()
-    (asked,) = job.done
-    assert isinstance(asked, Propose)
-    assert (asked.restore, asked.afresh, [*asked.joiners]) == (True, True, [3, 4, 5])
-    job.proposed().votes().committed()
-    assert (job.phase, job.state.fallen, job.state.afresh) == (Phase.RUNNING, False, False)
+    begins_afresh(job)
 
 
 def test_a_founder_is_missed_that_died_before_it_had_its_part_if_none_are_started() -> None:
