@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,7 @@ def reading(standin: StandIn) -> dict[str, float]:
 
 def main() -> None:
     """Runs the parts, and writes or prints JSON."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `Turns` stops a job with it, and after `&` it would be ignored
     parser = argparse.ArgumentParser(description="Clocks on stand-in GPUs, and the frontier on published sweeps.")
     parser.add_argument("--parts", nargs="*", default=["speed", "energy", "optimum", "frontier", "kills", "reading", "digest"])
     parser.add_argument("--slow", type=float, default=1.25)

@@ -3,7 +3,8 @@
 agent -> coordinator   hello {name, address, version, isa, target, script, given}
                        | ready {room, spares, facts, workers, left, job, steady, check}, then what `remote_carrier` lists;
                        or what `link_probes` lists
-coordinator -> agent   welcome {settings, least, keeps, others} | refused {reason, kind}, then what `remote_carrier` lists
+coordinator -> agent   welcome {settings, least, keeps, others} | refused {reason, kind} | again: measure, and be `ready` again;
+                       then what `remote_carrier` lists
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from elastic.agent.absent import AbsentAgents
 from elastic.agent.agent_link import Address, AgentLink, AgentListener
 from elastic.agent.coordinator import Coordinator
-from elastic.agent.fitness import Demand, HostReport, Unfit, unfit, warnings
+from elastic.agent.fitness import TRIES, Demand, HostReport, Unfit, unfit, warnings
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
@@ -60,6 +61,7 @@ class Admissions:
         self._early: list[tuple[AgentLink, Message]] = []  # greetings of hosts that know nothing of the job, before it goes on
         self._unchecked: list[tuple[AgentLink, str, Message]] = []  # what hosts offer before it is known how this host computes
         self._computed: dict[str, Any] | None = None
+        self._tries: dict[AgentLink, int] = {}  # how often a host has been measured
         self._loop, self._start, self._sharing, self._coordinator = loop, start, sharing, coordinator
         self._links: set[AgentLink] = set()
         self._names: dict[AgentLink, str] = {}  # of the hosts that are there
@@ -184,6 +186,7 @@ class Admissions:
     def _forget(self, link: AgentLink) -> None:
         self._links.discard(link)
         self._agents.pop(link, None)
+        self._tries.pop(link, None)
 
     def measured(self, computed: dict[str, Any]) -> None:
         """Takes how this host computes, with which others are compared."""
@@ -202,6 +205,12 @@ class Admissions:
         if found is None:
             why = self._coordinator.no_room_for(name, HostFacts(**message["facts"]), room)
             found = None if why is None else Unfit(reason=why)
+        if found is not None and found.passing and (tries := self._tries.get(link, 1)) < TRIES:
+            self._tries[link] = tries + 1
+            say(f"host {name} is measured again: {found.reason}")
+            link.send({"type": "again"})
+            return False
+        self._tries.pop(link, None)
         if found is not None:
             self._refuse(link, name, found)
             return False

@@ -12,6 +12,12 @@ from elastic.errors import ElasticError, HostRefused, HostUnfit
 SLOW = 5.0
 """A host that takes so many times the processor time of the coordinator's is refused: its workers would be excluded as crawling."""
 
+TRIES = 3
+"""So many times a host is measured before it is refused for what may pass."""
+
+TRY_AGAIN_S = 1.0
+"""The time between two of them."""
+
 _SLOW_LINK = 10e6
 _STEAL = 0.5
 _ADVICE = {
@@ -66,10 +72,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfit:
-    """Why a host is refused: `reason`, with what was measured and what to do; `kind` is the error with which it ends."""
+    """Why a host is refused: `reason`, with what was measured and what to do; `kind` is the error with which it ends.
+
+    What is `passing` may be gone in a second, such as a burst of work on its hardware: the host is measured again before it is refused.
+    """
 
     reason: str
     kind: type[ElasticError] = HostUnfit
+    passing: bool = False
 
 
 def unfit(report: HostReport, demand: Demand, name: str, room: int, present: Collection[str]) -> Unfit | None:
@@ -146,7 +156,8 @@ def _speed(report: HostReport, demand: Demand, _room: int) -> Unfit | None:
     return Unfit(
         reason=f"its processor is {report.seconds / demand.seconds:.1f} times as slow as that of the host that coordinates the job "
         f"({report.seconds * 1e3:.1f} ms of processor time for a test product, and {demand.seconds * 1e3:.1f} ms): check its clock, its "
-        "temperature and its limits"
+        "temperature and its limits",
+        passing=True,
     )
 
 

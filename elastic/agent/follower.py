@@ -16,6 +16,7 @@ from elastic.agent.admissions import hello
 from elastic.agent.agent_link import DIAL_S, Address, AgentLink, dial, secret_of
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.crew import Crew
+from elastic.agent.fitness import TRY_AGAIN_S
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
@@ -142,6 +143,7 @@ class Follower:
         """Leaves the job."""
         self._loop.clear_timer("coordinator")
         self._loop.clear_timer("look")
+        self._loop.clear_timer("measure again")
         if self._link is not None:
             self._link.close()
 
@@ -244,6 +246,7 @@ class Follower:
         self._link.send(hello(self._start, self._name, self._probes.address, knows=self.job is not None))
 
     def _lost(self, why: str) -> None:
+        self._loop.clear_timer("measure again")
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
         self._silent = self.before if self._link is not None and self._link.silent else None
         self._link, self._awaited, self._told, self.lost_because = None, False, False, why
@@ -264,6 +267,8 @@ class Follower:
         elif kind == "refused":
             kind = HostUnfit if message["kind"] == HostUnfit.__name__ else HostRefused
             self._end(failed(kind, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
+        elif kind == "again":
+            self._loop.set_timer(TRY_AGAIN_S, self._measure_again, "measure again")
         elif kind == "leaves":
             self.left = self.before
         elif kind in ("outcome", "drained"):
@@ -343,6 +348,14 @@ class Follower:
             if self._computed is not None:
                 self._check.measured(self._computed)
         self._offer()
+
+    def _measure_again(self) -> None:
+        """Checks this host once more, if the coordinator that has asked for it is still there."""
+        if self._link is None or self._check is None or self._crew is None:
+            return
+        self._awaited, self._computed = True, None
+        self._check = self._check.again()
+        self._crew.measure(self.settings.threads, self.measured)
 
     def measured(self, computed: dict[str, Any]) -> None:
         """Takes how this host computes."""

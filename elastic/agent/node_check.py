@@ -16,11 +16,15 @@ class NodeCheck:
     """One check; `report` is complete when `done` is called, once."""
 
     def __init__(self, probes: LinkProbes, directory: Path, others: Mapping[str, Address], done: Callable[[], None]) -> None:
-        self._directory, self._done, self._steal = directory, done, Steal()
+        self._probes, self._directory, self._others, self._done, self._steal = probes, directory, others, done, Steal()
         self._links: dict[str, LinkReport] | None = None
         self._computed: dict[str, Any] | None = None
         self.report: HostReport | None = None
         probes.check(others, self._linked)
+
+    def again(self) -> NodeCheck:
+        """Returns another check of the same kind, which begins now."""
+        return NodeCheck(self._probes, self._directory, self._others, self._done)
 
     def measured(self, computed: dict[str, Any]) -> None:
         """Takes what a process of the fork server has computed, the result of `worker.node_check.measured` or `{"broken": why}`."""

@@ -22,6 +22,13 @@ FAULTS = {
     "crash": "import elastic.worker.node_check as check\ncheck.measured = lambda threads: os.kill(os.getpid(), 4)",
     "slow": "import elastic.worker.node_check as check\nfast = check.measured\n"
     "check.measured = lambda threads: {**(found := fast(threads)), 'seconds': 100 * found['seconds']}",
+    "slow at first": "import pathlib\nimport elastic.worker.node_check as check\nfast = check.measured\n"
+    "def slow_once(threads):\n"
+    "    found, mark = fast(threads), pathlib.Path(os.environ['ONCE'])\n"
+    "    first = not mark.exists()\n"
+    "    mark.touch()\n"
+    "    return {**found, 'seconds': 100 * found['seconds']} if first else found\n"
+    "check.measured = slow_once",
 }
 
 
@@ -57,6 +64,18 @@ def refused(made: Cluster, why: str, code: int, within: list[str], **options: ob
 )
 def test_a_faulty_host_is_refused(hosts: Cluster, fault: str, code: int, why: str) -> None:  # noqa: F811
     refused(hosts, why, code, faulty(hosts.folder, fault))
+
+
+def test_a_host_that_is_slow_for_a_moment_is_measured_again(hosts: Cluster) -> None:  # noqa: F811
+    first = hosts.host(STEPS * 20, {}, 0.05, workers=1)
+    first.has_members()
+    second = hosts.host(STEPS * 20, {}, 0.05, workers=1, within=[*faulty(hosts.folder, "slow at first"), f"ONCE={hosts.folder / 'once'}"])
+    second.has_members()
+    assert first.said.count("is measured again: its processor is ") == 1
+    assert "refused" not in first.said
+    for each in (second, first):
+        each.process.terminate()
+        assert each.process.wait(60) == 143, each.said
 
 
 @pytest.mark.parametrize(
