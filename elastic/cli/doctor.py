@@ -60,13 +60,13 @@ def doctor(
         except ElasticError as error:
             findings.append(Finding(what="arguments", level=ERROR, found=str(error)))
         findings += [Finding(**each) for each in remote.get("findings", [])]
-    threads, isa = remote.get("threads", threads), remote.get("isa") or isa or best_isa()
-    found, result = computed(threads, isa)
+    environment = remote.get("threads", threads), remote.get("isa") or isa or best_isa()
+    found, result = computed(*environment)
     why = _unfit(remote, result, steal, workers)
     for _ in range(TRIES - 1):
         if why is not None and why.passing:
             time.sleep(TRY_AGAIN_S)
-            found, result = computed(threads, isa)
+            found, result = computed(*environment)
             why = _unfit(remote, result, steal, workers)
     findings += [found, _stolen(steal)]
     if "demand" in remote:
