@@ -17,7 +17,7 @@ demo: venv
 	$(BIN)/python examples/demo.py
 
 test: venv
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m tests.side_by_side
 
 test-all: venv
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest

@@ -86,7 +86,7 @@ def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Trans
 def _take_over(state: ControlState, now: float) -> Transition:
     """Handles the loss of all members whose state outlives them: new workers take it over."""
     if state.failed_joins >= FAILED_JOINS and not state.ready and state.last_tries < FAILED_JOINS:
-        state = replace(state, failed_joins=0, last_tries=state.last_tries + 1)  # nothing else can save the job
+        state = replace(state, failed_joins=0, joins_from=None, last_tries=state.last_tries + 1)  # nothing else can save the job
     return _with_new_workers(state, "all workers died", "take over their memory", now)
 
 

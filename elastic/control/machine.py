@@ -131,7 +131,8 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
     worker = event.worker
     if worker in state.finished:
         return state, []
-    state = replace(failed_join(state, worker) if worker in state.newcomers else state, cause=event.how)
+    state, failures = failed_join(state, worker, now) if worker in state.newcomers else (state, [])
+    state = replace(state, cause=event.how)
     if state.finished:
         return close_job(state, now)
     if event.loss is not None:
@@ -139,7 +140,7 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
         if (why := blamed(state.losses) or does_not_fit(state.losses)) is not None:
             return end_job(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = replenished(state, recovering=True)
-    told: list[ControlAction] = [Tell(sentence=event.how), *actions]
+    told: list[ControlAction] = [Tell(sentence=event.how), *failures, *actions]
     # The view that is being committed may be committed already.
     return (state, told) if state.phase is Phase.COMMITTING or event.more else followed_by(told, open_attempt(state, now))
 
@@ -154,11 +155,9 @@ def _spare_died(state: ControlState, event: WorkerDied, before: float | None, no
 
 
 def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
-    before, state = state.failed_joins, failed_join(state, event.worker)
+    state, failures = failed_join(state, event.worker, now)
     state, actions = replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
-    told: list[ControlAction] = [Tell(sentence=f"{event.how}, before it had joined"), *actions]
-    if state.policy.respawn and before < state.failed_joins == FAILED_JOINS:
-        told.append(Tell(sentence=f"{FAILED_JOINS} new workers have died before a step was committed with them: no more are started"))
+    told: list[ControlAction] = [Tell(sentence=f"{event.how}, before it had joined"), *failures, *actions]
     if state.phase is Phase.PAUSED or (state.phase in ATTEMPTING and event.worker in state.participants):
         return followed_by(told, open_attempt(state, now))
     return state, told
@@ -274,8 +273,9 @@ def _paused_at(state: ControlState, event: PausedAt, now: float) -> Transition:
 def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transition:
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
-    failed_joins = 0 if state.newcomers else state.failed_joins
-    state, dismissed = dismissing(replace(state, newcomers=frozenset(), failed_joins=failed_joins, last_tries=0, start_at=None))
+    if state.newcomers:
+        state = replace(state, newcomers=frozenset(), failed_joins=0, joins_from=None, join_pauses=0)
+    state, dismissed = dismissing(replace(state, last_tries=0, start_at=None))
     return followed_by(dismissed, replenished(state))
 
 
@@ -317,6 +317,10 @@ def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
         actions += more
     if state.spares_from is not None and now >= state.spares_from:
         state, more = replenished(replace(state, spares_from=None), recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
+        actions += more
+    if state.joins_from is not None and now >= state.joins_from:
+        state = replace(state, joins_from=None, failed_joins=FAILED_JOINS - 1)
+        state, more = replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
         actions += more
     if state.join_at is not None and now >= state.join_at:
         state, more = _ask_boundary(state, now)

@@ -94,6 +94,7 @@ class ControlState:
     `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
     `misfit`: the next view needs more members, since no plan for those of an attempt fits into their memory.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
+    After too many none are started until `joins_from`, which has been so `join_pauses` times.
     `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
     """
 
@@ -122,6 +123,8 @@ class ControlState:
     losses: tuple[MicroBatchLoss, ...] = ()
     damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
+    joins_from: float | None = None
+    join_pauses: int = 0
     last_tries: int = 0
     failed_below: int = 0
     failed_attempts: int = 0
@@ -184,5 +187,6 @@ class ControlState:
         """The time at which a Timeout is due; None if none is."""
         retry_at = None if self.retry is None else self.retry.due
         dues = [suspicion.due for suspicion in self.suspects.values()]
-        times = [self.start_at, self.spares_from, self.join_at, self.close_at, self.nag_at, self.return_at, retry_at, *dues]
+        starts = [self.start_at, self.spares_from, self.joins_from]
+        times = [*starts, self.join_at, self.close_at, self.nag_at, self.return_at, retry_at, *dues]
         return min((time for time in times if time is not None), default=None)

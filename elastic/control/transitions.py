@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from elastic.control import spares
-from elastic.control.events import ControlAction, EndJob, Evict, Respawn
+from elastic.control.events import ControlAction, EndJob, Evict, Respawn, Tell
 from elastic.control.state import ControlState, Phase, Suspicion
 from elastic.view import outlives
 
 SUSPICION_S = 1.0  # how long the death of a lost peer is awaited before the peer is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
-FAILED_JOINS = 3
+FAILED_JOINS = 3  # so many new workers may die before a step is committed with them; then none are started for a while
+JOIN_PAUSE_S, LONGEST_JOIN_PAUSE_S = 30.0, 600.0  # the first time; twice as long each time after that
 
 Transition = tuple[ControlState, list[ControlAction]]
 """The next state, and the actions to execute."""
@@ -27,7 +28,16 @@ def without_attempt(state: ControlState) -> ControlState:
 def end_job(state: ControlState, kind: str, message: str, *, closing: bool = False) -> Transition:
     """Ends the job with an error of class `kind`."""
     over = replace(
-        state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, return_at=None, suspects={}, retry=None
+        state,
+        phase=Phase.ENDED,
+        start_at=None,
+        joins_from=None,
+        join_at=None,
+        close_at=None,
+        nag_at=None,
+        return_at=None,
+        suspects={},
+        retry=None,
     )
     return over, [EndJob(kind=kind, message=message, closing=closing)]
 
@@ -66,15 +76,24 @@ def dismissing(state: ControlState) -> Transition:
     return state, [Evict(worker=worker, why=why) for worker in surplus]
 
 
-def failed_join(state: ControlState, worker: int) -> ControlState:
-    """Counts the death of a new worker; workers that run together count once, since they may be killed together, from outside."""
+def failed_join(state: ControlState, worker: int, now: float) -> Transition:
+    """Counts the death of a new worker; workers that run together count once, since they may be killed together, from outside.
+
+    After `FAILED_JOINS` of them none are started for a while, and then after each one more, until a step is committed with a new one.
+    """
     if worker < state.failed_below:
-        return state
-    return replace(state, failed_joins=state.failed_joins + 1, failed_below=state.next_worker)
+        return state, []
+    state = replace(state, failed_joins=state.failed_joins + 1, failed_below=state.next_worker)
+    if not state.policy.respawn or state.failed_joins != FAILED_JOINS:
+        return state, []
+    pause_s = min(JOIN_PAUSE_S * 2**state.join_pauses, LONGEST_JOIN_PAUSE_S)
+    many = "another new worker has" if state.join_pauses else f"{FAILED_JOINS} new workers have"
+    why = f"{many} died before a step was committed with new ones: no more are started for {pause_s:g} s"
+    return replace(state, joins_from=now + pause_s, join_pauses=state.join_pauses + 1), [Tell(sentence=why)]
 
 
 def respawns(state: ControlState) -> bool:
-    """Whether new workers may be started."""
+    """Whether new workers may be started now."""
     return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS
 
 

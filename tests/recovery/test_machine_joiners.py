@@ -27,7 +27,7 @@ from elastic.control.events import (
     Voted,
 )
 from elastic.control.state import Phase
-from elastic.control.transitions import FAILED_JOINS, GATHERING_S
+from elastic.control.transitions import FAILED_JOINS, GATHERING_S, JOIN_PAUSE_S, LONGEST_JOIN_PAUSE_S
 from tests.recovery.machines import FakeView, Machine, at_boundary, running
 
 # Joiners
@@ -198,6 +198,38 @@ def test_a_newcomer_that_dies_before_a_step_is_committed_counts_as_failed() -> N
     job = running(respawn=True).die(1).recover().ready(3).feed(Timeout())
     job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover().die(3)
     assert job.state.failed_joins == 1
+
+
+def test_a_newcomer_whose_death_is_one_too_many_is_told_too() -> None:
+    """Found by a soak: a job was without a worker for ever, and nobody was told."""
+    job = running(respawn=True).die(1).recover().die(3).die(4).ready(5).feed(Timeout())
+    job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover()
+    _ = job.done
+    job.die(5)
+    assert "3 new workers have died before a step was committed with new ones: no more are started for 30 s" in job.told
+    job.recover()
+    assert not any(isinstance(action, Respawn) for action in job.done)
+    assert Respawn(workers=(6,)) in job.wait(JOIN_PAUSE_S).done
+
+
+def test_new_workers_are_tried_again_after_a_while_which_doubles_until_one_trains() -> None:
+    job = running(respawn=True).die(1).recover().die(3).die(4).die(5)
+    pauses = []
+    for worker in range(6, 13):
+        _ = job.done
+        started = job.now
+        while not job.done:
+            job.wait(1.0)
+        pauses.append(round(job.now - started))
+        job.die(worker)
+    assert pauses == [30, 60, 120, 240, 480, 600, 600]
+    assert "another new worker has died before a step was committed with new ones: no more are started for 600 s" in job.told
+    job.wait(LONGEST_JOIN_PAUSE_S).ready(13).wait(GATHERING_S)
+    job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover()
+    job.feed(FirstCommit(worker=0, epoch=3, step=5))
+    assert (job.state.failed_joins, job.state.join_pauses, job.state.joins_from) == (0, 0, None)
+    _ = job.die(13).recover().done
+    assert job.state.failed_joins == 0
 
 
 @pytest.mark.parametrize("joined", [False, True])
