@@ -25,6 +25,7 @@ from elastic.chaos import reference, trial
 from elastic.chaos.random_schedule import drawn
 from elastic.chaos.report import report, write
 from elastic.chaos.schedule import JobSpec, Schedule
+from elastic.cli.chaos_run import cleaning_up
 
 _FAULTS = 5
 _LAYOUTS = ((2, None), (3, None), (3, 2), (4, 2), (4, 4), (2, 2))
@@ -113,7 +114,8 @@ def main(
         if known is not None and known["schedule"] != schedule.to_json():
             known = None  # it is of another version, whose schedule of this number was another one
         if not only_table and (known is None or (again and known["verdict"] != "pass")):
-            known = soaked(number, schedule, path)
+            with cleaning_up():
+                known = soaked(number, schedule, path)
         if known is not None:
             rows.append(row_of(number, known))
             write(folder / "summary.json", {"schedules": rows})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,21 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "0002.json").write_text(json.dumps({**old, "schedule": soak.schedule_of(9).to_json()}))
     assert CliRunner().invoke(app, ["--count", "4", "--folder", str(tmp_path)]).exit_code == 0
     assert ran[5:] == [soak.schedule_of(2)], "a report of another version's schedule does not count"
+
+
+def test_sigterm_ends_it_like_ctrl_c_so_that_namespaces_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cleaned = []
+
+    def run(schedule: Schedule) -> Record:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(schedule.seed)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(soak.trial, "run", run)
+    monkeypatch.setattr(soak.reference, "reference", lambda *_: None)
+    app = soak.typer.Typer()
+    app.command()(soak.main)
+    assert CliRunner().invoke(app, ["--count", "2", "--folder", str(tmp_path)]).exit_code == 143
+    assert (cleaned, [each.name for each in tmp_path.iterdir()]) == ([0], [])
