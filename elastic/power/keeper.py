@@ -44,8 +44,8 @@ class Keeper:
             if owned.left:
                 gpu.unlock()
                 owned.forget()
-            elif gpu.locked_by_other():
-                raise power_error(Condition.SHARED, f"the clock of GPU {uuid} is locked to {gpu.clock_mhz()} MHz by somebody else")
+            elif (mhz := gpu.locked_by_other()) is not None:
+                raise power_error(Condition.SHARED, f"the clock of GPU {uuid} is locked to {mhz} MHz by somebody else")
             if others := [pid for pid in gpu.processes() if pid not in own]:
                 raise power_error(Condition.SHARED, f"GPU {uuid} is used by other processes too ({', '.join(map(str, others))})")
         except PowerError:

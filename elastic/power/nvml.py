@@ -6,6 +6,7 @@ in the reasons for it. So the runtime records its own locks (`elastic.power.reco
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from elastic.errors import PowerError
 from elastic.power.conditions import Condition, condition_of, power_error
 
 T = TypeVar("T")
+
+_LOOKS, _LOOK_S = 4, 0.1  # of a clock that somebody else may have locked: a GPU takes some 0.1 s to raise its clock
 
 _REASONS = {
     pynvml.nvmlClocksEventReasonGpuIdle: "idle",
@@ -191,13 +194,26 @@ class Gpu:
         """Returns the processes that compute on it, as far as the driver shows them: in a container it may show none."""
         return [each.pid for each in self._call("its processes cannot be read", pynvml.nvmlDeviceGetComputeRunningProcesses)]
 
-    def locked_by_other(self) -> bool:
-        """Whether somebody else has locked the clock. Call it before the first own lock.
+    def locked_by_other(self) -> int | None:
+        """Returns the clock in MHz that somebody else has locked, None if nobody has. Call it before the first own lock.
 
         A GPU that is neither idle nor throttled runs at its application clock, or above it without a setting that limits it; one that is
-        locked does not become idle. A lock above the application clock that the driver does not give as a reason is not seen.
+        locked does not become idle. A lock above the application clock that the driver does not give as a reason is not seen. A GPU that
+        begins or ends work shows other clocks for a moment, so a lock has to show `_LOOKS` times in a row, as the same clock.
         """
-        reasons, now_mhz, usual_mhz = self.reasons(), self.clock_mhz(), self.usual_mhz()
+        first = self._suspicious_mhz()
+        for _ in range(_LOOKS - 1):
+            if first is None:
+                return None
+            time.sleep(_LOOK_S)
+            if self._suspicious_mhz() != first:
+                return None
+        return first
+
+    def _suspicious_mhz(self) -> int | None:
+        """Returns the present clock if it looks like a lock. The GPU may begin or end work between two calls."""
+        before, now_mhz, usual_mhz = self.reasons(), self.clock_mhz(), self.usual_mhz()
+        reasons = before | self.reasons()
         if reasons & (THROTTLES | {"idle"}):
-            return False
-        return now_mhz < usual_mhz or (now_mhz > usual_mhz and "setting" in reasons)
+            return None
+        return now_mhz if now_mhz < usual_mhz or (now_mhz > usual_mhz and "setting" in reasons) else None

@@ -12,8 +12,9 @@ import pynvml
 import pytest
 
 from elastic.errors import PowerError
+from elastic.power import nvml as nvml_module
 from elastic.power.conditions import Condition, condition_of
-from elastic.power.nvml import Nvml
+from elastic.power.nvml import Gpu, Nvml
 from examples.nvml_standin import NEGATIVE, NOBODY, GpuKind, StandIn, build, computing
 
 ROOT = Path(__file__).parents[2]
@@ -161,13 +162,46 @@ def test_a_driver_that_vanishes(nvml, standin):
 
 def test_a_lock_of_somebody_else_is_noticed(nvml, standin):
     gpu = nvml.gpu(standin.uuids[0])
-    assert not gpu.locked_by_other()
+    assert gpu.locked_by_other() is None
     standin.gpus[0].busy_until = time.monotonic() + 60
-    assert not gpu.locked_by_other()
+    assert gpu.locked_by_other() is None
     standin.gpus[0].busy_until = 0
     for mhz in (1080, 1485, 630):
         standin.gpus[0].locked_min = standin.gpus[0].locked_max = mhz
-        assert gpu.locked_by_other()
+        assert gpu.locked_by_other() == mhz
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+def test_a_gpu_that_begins_or_ends_work_while_it_is_looked_at_is_not_locked(nvml, standin, monkeypatch, calls):
+    """Its clock is that of idleness, and the reasons still are, or already are, those of work."""
+    gpu, clock, reasons, done = nvml.gpu(standin.uuids[0]), Gpu.clock_mhz, Gpu.reasons, []
+
+    def seen(read):
+        def call(self):
+            if len(done) == calls:
+                busy = standin.gpus[0].busy_until
+                standin.gpus[0].busy_until = 0 if busy else time.monotonic() + 60
+            done.append(read)
+            return read(self)
+
+        return call
+
+    monkeypatch.setattr(Gpu, "clock_mhz", seen(clock))
+    monkeypatch.setattr(Gpu, "reasons", seen(reasons))
+    for busy_until in (time.monotonic() + 60, 0):
+        standin.gpus[0].busy_until = busy_until
+        done.clear()
+        assert gpu.locked_by_other() is None
+
+
+def test_a_gpu_whose_clock_rises_while_it_is_looked_at_is_not_locked(nvml, standin, monkeypatch):
+    monkeypatch.setattr(nvml_module, "_LOOK_S", 0.001)
+    standin.gpus[0].busy_until = time.monotonic() + 60
+    gpu, rising = nvml.gpu(standin.uuids[0]), iter([300, 600, 900, 1530])
+    monkeypatch.setattr(Gpu, "clock_mhz", lambda self: next(rising))
+    assert gpu.locked_by_other() is None
+    monkeypatch.setattr(Gpu, "clock_mhz", lambda self: 600)
+    assert gpu.locked_by_other() == 600
 
 
 def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin):
@@ -175,7 +209,7 @@ def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin
     standin.gpus[0].busy_until = time.monotonic() + 60
     gpu = nvml.gpu(standin.uuids[0])
     assert (gpu.clock_mhz(), gpu.usual_mhz()) == (1530, 1305)
-    assert not gpu.locked_by_other()
+    assert gpu.locked_by_other() is None
 
 
 def test_a_negative_power_is_read_as_such(nvml, standin):
