@@ -67,7 +67,8 @@ def test_torchrun(name: str, needs: tuple[str, ...], digests: Any, tmp_path: Pat
     options = ["--standalone", "--monitor-interval=0.2", f"--log-dir={tmp_path / 'logs'}", "--nproc-per-node=2"]
     faults = ["1@20:forward", "0@45:backward"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(RANKED), str(tmp_path / "run"), "", *faults]
-    done = subprocess.run(command, env=environment(EXAMPLE=name), capture_output=True, text=True, timeout=300, check=False)
+    more = {"EXAMPLE": name, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}  # importing peft or transformers makes one
+    done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False)
     found = [json.loads(line.removeprefix("ranked ")) for line in done.stdout.splitlines() if line.startswith("ranked ")]
     assert sorted(each["rank"] for each in found) == ["0", "1"], done.stdout + done.stderr
     assert [(each["digest"], each["kinds"].count("death"), each["missed"], each["again"]) for each in found] == [(digest, 2, 0, "0")] * 2
