@@ -58,10 +58,12 @@ def _tensor(offset: int, shape: tuple, stride: tuple, count: int = 4, kind=torch
         def __reduce__(self):
             return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, stride, False, OrderedDict(), *properties)
 
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return ("storage", kind, "0", "cpu", count) if isinstance(obj, Storage) else None
+
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, protocol=2)
-    pickler.persistent_id = lambda obj: ("storage", kind, "0", "cpu", count) if isinstance(obj, Storage) else None
-    pickler.dump(Tensor())
+    Pickler(file, protocol=2).dump(Tensor())
     return file.getvalue()
 
 
