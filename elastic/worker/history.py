@@ -142,6 +142,19 @@ class History:
         if self._inplace is not None:
             self._inplace.watch()
 
+    def goes_on(self) -> None:
+        """Notes what code between two loops has changed. Raises TrainerError for a forbidden change."""
+        self.left()
+        if self._inplace is not None and self.step >= 0:
+            self._inplace.check_names(self.step)
+
+    def left_between(self) -> bool:
+        """Notes such changes before a collective; returns whether to watch behind it. If one is forbidden, `goes_on` will raise."""
+        if self._inplace is None or not self._inplace.unchanged:
+            return False
+        self.left()
+        return True
+
     def left(self) -> None:
         """Notes the changes of the loop body, which ends or calls a collective. Raises TrainerError for a forbidden change."""
         if self._inplace is not None:

@@ -1,5 +1,5 @@
-"""Refuses loop bodies that change trained parameters or optimizer state in place: owners that join later would not have the change, and it
-would be missing when a step is taken again. `trainer.after_step` makes such a change a part of the step.
+"""Refuses loop bodies, and code between loops, that change trained parameters or optimizer state in place: owners that join later would not
+have the change, and it would be missing when a step is taken again. `trainer.after_step` makes such a change a part of the step.
 
 `engine.unchanged` checks frozen parameters and buffers.
 """
@@ -17,10 +17,10 @@ Marks = tuple[list[tuple[int, int, bool]], list[int]]
 
 
 class InPlace:
-    """Compares version counters before and after loop bodies; changes through `.data` or NumPy are not detected."""
+    """Compares version counters before and after loop bodies, and between loops; changes through `.data` or NumPy are not detected."""
 
     def __init__(self, root: nn.Module, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+        self._root, self._optimizer = root, optimizer
         self._parameters = dict(root.named_parameters())
         self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._marks: Marks | None = None
@@ -28,6 +28,22 @@ class InPlace:
     def watch(self) -> None:
         """Notes the present versions: nothing may change until `check`."""
         self._marks = self._now()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether changes are watched, and nothing changed since `watch`."""
+        return self._marks is not None and self._marks == self._now()
+
+    def check_names(self, step: int) -> None:
+        """Raises TrainerError if the model has other parameters than in its first loop."""
+        now = dict(self._root.named_parameters())
+        for name in self._parameters.keys() | now.keys():
+            if now.get(name) is not self._parameters.get(name):
+                raise TrainerError(
+                    f"parameter {name} of the model was replaced, added or removed after step {step}: what is trained is fixed when the first "
+                    "loop begins. Build the model with all layers before it; to train a layer later, give its parameters a group of their "
+                    "own, with learning rate and weight decay 0 until then"
+                )
 
     def check(self, step: int) -> None:
         """Raises TrainerError if something changed since `watch`. Later changes are not watched."""
@@ -40,12 +56,13 @@ class InPlace:
                 what = f"parameter {name}"
                 if old[2] != new[2]:
                     raise TrainerError(
-                        f"the loop body of step {step} changed requires_grad of {what}: what is trained is fixed when the Trainer is made; "
-                        "to freeze later, give the parameter a group of its own and set its learning rate and weight decay to 0"
+                        f"the loop body of step {step}, or code behind it, changed requires_grad of {what}: what is trained is fixed when "
+                        "the first loop begins. To freeze it later, or to train it later, let it require gradients from the beginning, in a "
+                        "parameter group of its own whose learning rate and weight decay are 0 as long as it is frozen"
                     )
                 break
         raise TrainerError(
-            f"the loop body of step {step} changed {what} in place: a step that is taken again after a loss, and workers that join, would "
+            f"the loop body of step {step}, or code behind it, changed {what} in place: a step that is taken again after a loss, and workers that join, would "
             "lack the change. Make it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or in a layer"
         )
 

@@ -271,13 +271,24 @@ class WorkerRuntime:
         """Whether the loop body of the newest step is running, or the loop was left in it."""
         return self._amid
 
+    def ended(self) -> None:
+        """Notes the end of a loop: code behind it must not change what is trained before the next one."""
+        self._history.entering()
+
+    def _leaving(self) -> bool:
+        """Notes changes before a collective; returns whether they are watched behind it."""
+        if self._amid:
+            self._history.left()
+            return True
+        return self._history.left_between()
+
     def complete(self) -> None:
         """Waits until the newest step is complete everywhere; called in its loop body, or after a loop that was left in it."""
-        self._history.left()
+        watched = self._leaving()
         self.catch_up()
         while not self.flush():
             self.catch_up()
-        if self._amid:
+        if watched:
             self._history.entering()
 
     def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
@@ -286,11 +297,11 @@ class WorkerRuntime:
         If some members had finished it, the others take over their result. `ends_together`: no member finishes before all have begun it,
         and the data that others still wait for is small.
         """
-        self._history.left()
+        watched = self._leaving()
         self.catch_up()
         while not self._once(collective, ends_together=ends_together):
             self.catch_up()
-        if self._amid:
+        if watched:
             self._history.entering()
         return self._results[f"{self._place}/{self._finished - 1}"]
 

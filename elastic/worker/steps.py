@@ -63,10 +63,12 @@ class Steps:
         self._finish()
         runtime = self._runtime
         runtime.handed_out()
+        self._history.goes_on()
         while True:
             runtime.catch_up()
             if runtime.step > steps:  # this worker has joined in a later loop
                 runtime.at("end", steps - 1)
+                runtime.ended()
                 return
             self._history.registered.begin(warns=self._job.leader)
             decided = runtime.decision
@@ -76,6 +78,7 @@ class Steps:
             elif runtime.step >= steps or (decided is not None and decided.stop):
                 if runtime.flush():
                     self._close(steps)
+                    runtime.ended()
                     return
             elif runtime.pausing:
                 if runtime.rest():

@@ -92,9 +92,9 @@ def _replaced(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (_zeroed, r"step 1 changed parameter 0\.weight in place: .* trainer\.after_step"),
-        (_replaced, r"step 1 changed parameter 0\.weight in place"),
-        (lambda model: model.requires_grad_(False), r"step 1 changed requires_grad of parameter 0\.weight"),
+        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* trainer\.after_step"),
+        (_replaced, r"step 1, or code behind it, changed parameter 0\.weight in place"),
+        (lambda model: model.requires_grad_(False), r"step 1, or code behind it, changed requires_grad of parameter 0\.weight"),
     ],
 )
 def test_a_loop_body_that_changes_parameters_is_refused(lone_job, body: Any, why: str) -> None:
@@ -129,3 +129,34 @@ def test_settings_that_differ_between_workers_stop_the_job() -> None:
         harness.run(unequal, workers=2, stages=1)
     with pytest.raises(harness.WorkerError, match=r"state_dict\(\) was called on layers that are not on this worker"):
         harness.run(partial, workers=2, stages=2)
+
+
+def _exchanged(model: nn.Module) -> None:
+    model[0] = nn.Linear(48, 300)  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* trainer\.after_step"),
+        (lambda model: model.requires_grad_(False), r"changed requires_grad of parameter 0\.weight.*To freeze it later, or to train it later"),
+        (_exchanged, r"parameter 0\.(weight|bias) of the model was replaced, added or removed after step 1: .* with all layers before it"),
+    ],
+)
+@pytest.mark.parametrize("digests", [False, True])
+def test_a_change_of_parameters_between_loops_is_refused(lone_job, change: Any, why: str, digests: bool) -> None:
+    trainer, model = make()
+    assert [report.step for report in trainer.run(2)] == [0, 1]
+    change(model)
+    if digests:
+        trainer.digest()
+    with pytest.raises(TrainerError, match=why):
+        next(iter(trainer.run(4)))
+
+
+def test_what_the_model_becomes_after_its_last_loop_is_not_refused(lone_job) -> None:
+    trainer, model = make()
+    assert len(list(trainer.run(2))) == 2
+    digest = trainer.digest()
+    model.requires_grad_(False)
+    assert trainer.digest() == digest

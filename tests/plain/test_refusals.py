@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -271,3 +273,74 @@ def test_a_trial_leaves_generators_buffers_and_gradients_as_they_were(job: Any) 
         next(bodies)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(model.norm.running_mean, mean)
+
+
+class Memory:
+    """What a body has left for the next one."""
+
+    def __init__(self) -> None:
+        self.mean, self.hidden, self.bodies, self.own = 0.0, torch.zeros(()), 0, np.random.default_rng(1)
+
+
+def baseline(memory: Memory, loss: torch.Tensor) -> torch.Tensor:
+    loss = loss * (loss.detach() - memory.mean)
+    memory.mean = 0.9 * memory.mean + 0.1 * loss.item()
+    return loss
+
+
+def hidden(memory: Memory, loss: torch.Tensor) -> torch.Tensor:
+    loss = loss * torch.exp(memory.hidden)
+    memory.hidden = loss.detach()
+    return loss
+
+
+def counted(memory: Memory, loss: torch.Tensor) -> torch.Tensor:
+    memory.bodies += 1
+    return loss / memory.bodies
+
+
+def own_generator(memory: Memory, loss: torch.Tensor) -> torch.Tensor:
+    return loss * memory.own.random()
+
+
+def global_generators(memory: Memory, loss: torch.Tensor) -> torch.Tensor:
+    return loss * (torch.rand(()) + np.random.rand() + random.random())
+
+
+class Drawing(loops.Rows):
+    """A dataset with a generator of its own."""
+
+    def __init__(self) -> None:
+        self.own = np.random.default_rng(1)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        x, y = super().__getitem__(index)
+        return x + self.own.random(), y
+
+
+def tried(job: Any, body: Callable[[Memory, torch.Tensor], torch.Tensor], **options: Any) -> None:
+    """Runs a loop's trial as the worker that measures costs does."""
+    job.profile = True
+    model, optimizer, loader = prepared(job, **options)
+    memory = Memory()
+    for x, y in loader:
+        body(memory, functional.cross_entropy(model(x.float()), y)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("body", [baseline, hidden, counted, own_generator])
+def test_a_body_that_uses_what_earlier_ones_have_left_is_refused(job: Any, body: Any) -> None:
+    with pytest.raises(TrainerError, match="had other gradients the second time: it uses what an earlier body has left"):
+        tried(job, body)
+
+
+def test_a_dataset_with_a_generator_of_its_own_is_refused(job: Any) -> None:
+    with pytest.raises(TrainerError, match="or the dataset draws from a generator of its own"):
+        tried(job, lambda _, loss: loss, data=Drawing())
+
+
+@pytest.mark.parametrize(("body", "options"), [(global_generators, {}), (baseline, {"exact": False})])
+def test_a_body_that_may_be_run_again_is_not_refused(job: Any, body: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match="not a worker"):  # the body is right, and the Trainer needs a job
+        tried(job, body, **options)

@@ -85,7 +85,10 @@ class Loop:
         stream: Stream,
         make: Make,
         seed: int,
+        *,
+        exact: bool,
     ) -> None:
+        self._exact = exact
         self._job, self._model, self._optimizer, self._stream, self._make, self._seed = job, model, optimizer, stream, make, seed
         self._parameters, self._several, self._parts = parameters, len(parameters) > 1, ONE
         self._trial: Trial | None = None
@@ -151,7 +154,7 @@ class Loop:
             raise TrainerError("a loop over the loader begins inside of another one: each step is taken by one loop")
         try:
             if self._trainer is None:
-                self._trial = trial = Trial(self._job, self._body, self._stream, self._seed, self._parameters)
+                self._trial = trial = Trial(self._job, self._body, self._stream, self._seed, self._parameters, exact=self._exact)
                 yield from trial.run(self._open, self._close)
                 self._parts, self._clip_norms, self._weighs = trial.parts, trial.clip_norms, trial.weighs
                 self._stream.updates = len(self._parts)

@@ -58,7 +58,7 @@ def prepare(
         return loader.made(PlainTrainer(body, optimizer, stream, cost, clip_norms, **own, **{**options, "names": names}))
 
     model = found.models[0] if len(found.models) == 1 else nn.ModuleList(found.models)
-    loop = Loop(job, model, optimizer, parameters, stream, make, seed)
+    loop = Loop(job, model, optimizer, parameters, stream, make, seed, exact=options.get("exact", True))
     loader = Loader(loop, ends)
     job.clips, job.weighs = loop.clip, loop.weighted
     loader.optimizers = [PreparedOptimizer(each, loop, number) for number, each in enumerate(found.optimizers)]

@@ -3,6 +3,9 @@
 The body shows how it clips gradients, and what a micro-batch costs; what would be refused later is refused now, on every worker; and a
 worker that joins has done what a process does only once (choosing kernels, compiling).
 
+The worker that measures costs runs the body several times, with the same micro-batch, parameters and random numbers. Gradients must be the
+same bits. They are not if the body uses what an earlier body has left: how many bodies ran before on a worker depends on the layout.
+
 With several optimizers it also shows its parts. In the first run, parameters are changed where optimizers' steps are, as in a plain loop.
 Then the body is run as it will be for each later part: from its beginning, with the parameters as earlier parts have left them. Gradients
 must be the same bits. They are not if a part uses values that were computed before an earlier part's update and depend on what it changes.
@@ -24,7 +27,8 @@ from elastic.engine.flops import FlopCount, counted, flops_of, may_compile
 from elastic.engine.model import LayeredModel
 from elastic.engine.profile import LayerProfile, SavedBytes, buffers_restored
 from elastic.errors import TrainerError
-from elastic.memory.tensors import copy
+from elastic.memory.raw import checksum_of
+from elastic.memory.tensors import bytes_of, contiguous, copy
 from elastic.worker.job import Job
 from elastic.worker.plain.body import Body
 from elastic.worker.plain.iteration import ONE, Iteration, Kind, Parts
@@ -36,14 +40,17 @@ _FACTOR, _TERM = 1 + 2**-6, 2**-8  # an update of parameters, as far as a trial 
 class Trial:
     """Runs the body on the first micro-batch of step 0: once, or more often if this worker measures the costs; at least once for each part.
 
-    `parameters` are those of each optimizer.
+    `parameters` are those of each optimizer. If not `exact`, a body may use what earlier ones have left.
     """
 
-    def __init__(self, job: Job, body: Body, stream: Stream, seed: int, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
-        self._stream, self._seed, self._parameters = stream, seed, parameters
+    def __init__(
+        self, job: Job, body: Body, stream: Stream, seed: int, parameters: Sequence[Sequence[nn.Parameter]], *, exact: bool
+    ) -> None:
+        self._stream, self._seed, self._parameters, self._exact = stream, seed, parameters, exact
         self._measures = job.profile
         self._layered = LayeredModel(body)
         self._gradients: dict[tuple[int, int], list[torch.Tensor | None]] = {}
+        self._checksum: str | None = None  # of the gradients of the run before, if this one must have the same
         self.parts = ONE
         self.clip_norms: list[float | None] = []
         self.weighs: list[bool] = []
@@ -57,6 +64,8 @@ class Trial:
         else:
             for number in range(self._runs()):
                 yield from self._run(ONE, 0, opened, closed, looks=number == 0)
+                if number == 0 and may_compile():  # the next run has other kernels
+                    self._checksum = None
         if self._layered.running.statistics.names and "torch._dynamo" in sys.modules:
             torch._dynamo.reset()  # code compiled without the hooks of running statistics would never call them
 
@@ -68,7 +77,7 @@ class Trial:
         before = [[copy(each.detach()) for each in own] for own in self._parameters]
         try:
             yield from self._run(None, None, opened, closed)
-            for live in range(1, len(self.parts)):
+            for live in range(0 if self._measures else 1, len(self.parts)):
                 self._put_back(before)
                 for optimizer in [optimizer for part in self.parts[:live] for optimizer in part]:
                     self._update(optimizer)
@@ -94,13 +103,26 @@ class Trial:
         if now.parts is None:
             self._gradients[now.number, optimizer] = [None if each is None else copy(each) for each in gradients]
             self._update(optimizer)
-        elif now.parts is not ONE and now.number == now.live and not _alike(gradients, self._gradients[now.number, optimizer]):
+        elif now.parts is ONE:
+            self._compare(now, gradients)
+        elif now.number == now.live and not _alike(gradients, self._gradients[now.number, optimizer]):
+            if now.number == 0 and not self._exact:
+                return
+            if now.number == 0:
+                raise TrainerError(_not_again(now))
             raise TrainerError(
                 f"in {now.where} the gradients for optimizer {optimizer} depend on values that the body computed before the step of "
                 "another optimizer, with parameters that this step changes. A step has several micro-batches, so the runtime makes that "
                 "update first and then runs the body again. Compute these values behind that optimizer.step(); or call all backwards first "
                 "and the steps of all optimizers behind them, which is one update, from the same parameters"
             )
+
+    def _compare(self, now: Iteration, gradients: list[torch.Tensor | None]) -> None:
+        if not self._measures:  # the body runs once
+            return
+        before, self._checksum = self._checksum, checksum_of(bytes_of(contiguous(each)) for each in gradients if each is not None)
+        if self._exact and before not in (None, self._checksum):
+            raise TrainerError(_not_again(now))
 
     def _run(
         self,
@@ -131,6 +153,16 @@ class Trial:
         loss = done.part.losses[0]
         forward_s, backward_s = done.backward_at - done.began, done.ended - done.backward_at
         return [forward_s, backward_s, size, saved, loss.numel() * loss.element_size(), itemsize, 0.0, 0.0]
+
+
+def _not_again(now: Iteration) -> str:
+    return (
+        f"{now.where} ran twice with the same samples, parameters and random numbers, and had other gradients the second time: it uses what "
+        "an earlier body has left (a running mean, a counter, a hidden state, a queue), or it or the dataset draws from a generator of its "
+        "own. Workers run different numbers of bodies, so this cannot be exact. Compute it from the micro-batch; or change it once a step, "
+        "where loader.report is not None, by values of the report, in an object given to loader.register_for_checkpointing; draw from the "
+        "global generators of torch, NumPy and Python, which are keyed. exact=False allows it"
+    )
 
 
 def _alike(one: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bool:
