@@ -257,6 +257,11 @@ class History:
         """Returns the present settings of groups, scheduler and attributes."""
         return self._settings()
 
+    def put_back(self, settings: Settings) -> None:
+        """Makes these the settings of the next step, between two loops."""
+        self.left()
+        self._restore(settings)
+
     def _settings(self) -> Settings:
         return read(self._optimizer, self._scheduler, self.attributes)
 

@@ -173,19 +173,19 @@ def run_body(body: Callable[..., Any], job: Job, **options: Any) -> dict[str, An
 def left_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> bool:
     loss.backward()
     optimizer.step()
-    return loader._loop.built
+    return loader.loop.built
 
 
 def clips_later(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
     loss.backward()
-    if loader._loop.built:
+    if loader.loop.built:
         job.clip_grad_norm_(1.0)
     optimizer.step()
 
 
 def sets_a_rate_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
     loss.backward()
-    if loader._loop.built:
+    if loader.loop.built:
         optimizer.param_groups[0]["lr"] *= 0.5
     optimizer.step()
 
@@ -193,17 +193,17 @@ def sets_a_rate_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Ten
 def digests_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
     loss.backward()
     optimizer.step()
-    if loader._loop.built:
+    if loader.loop.built:
         loader.digest()
 
 
 def weighs_later(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
-    (job.weighted(loss, 3) if loader._loop.built else loss).backward()
+    (job.weighted(loss, 3) if loader.loop.built else loss).backward()
     optimizer.step()
 
 
 def is_not_finite(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
-    (loss / (0.0 if loader._loop.built else 1.0)).backward()
+    (loss / (0.0 if loader.loop.built else 1.0)).backward()
     optimizer.step()
 
 

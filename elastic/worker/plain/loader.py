@@ -34,7 +34,10 @@ class Loader:
         for optimizer in self.optimizers:
             check_schedulers(optimizer)
         number, self._passes = self._passes, self._passes + 1
-        return self.loop.run(self._end_of(number))
+        return self.loop.run(self._start_of(number), self._end_of(number))
+
+    def _start_of(self, number: int) -> int:
+        return self._end_of(number - 1) if number else 0
 
     def __len__(self) -> int:
         """The number of steps of the next pass."""
@@ -43,13 +46,14 @@ class Loader:
     def epochs(self, count: int) -> Iterator[int]:
         """Yields the numbers of `count` epochs, for a loop over the loader in each; without those that are over when this worker joins.
 
-        The epochs that a checkpoint has are left out too. Only number 0 always comes, since this worker joins in its loop. There are no
-        more if the job stops.
+        The epochs that a checkpoint has are left out too; but if it ends with an epoch, that one comes, with an empty loop, since the
+        checkpoint does not have what the code behind the loop does. Only number 0 always comes, since this worker joins in its loop. There
+        are no more if the job stops.
         """
         for number in range(count):
             if self.loop.stopped:
                 return
-            if number == 0 or self.loop.taken < self._end_of(number):
+            if number == 0 or self.loop.taken < self._end_of(number) or self.loop.resumed_at == self._end_of(number):
                 self._passes = number
                 yield number
 
