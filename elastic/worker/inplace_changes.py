@@ -40,9 +40,9 @@ class InPlace:
         for name in self._parameters.keys() | now.keys():
             if now.get(name) is not self._parameters.get(name):
                 raise TrainerError(
-                    f"parameter {name} of the model was replaced, added or removed after step {step}: what is trained is fixed when the first "
-                    "loop begins. Build the model with all layers before it; to train a layer later, give its parameters a group of their "
-                    "own, with learning rate and weight decay 0 until then"
+                    f"parameter {name} of the model was replaced, added or removed after step {step}: what is trained is fixed when the "
+                    "first loop begins. Build the model with all layers before it; to train a layer later, give its parameters a group of "
+                    "their own, with learning rate and weight decay 0 until then"
                 )
 
     def check(self, step: int) -> None:
@@ -56,14 +56,16 @@ class InPlace:
                 what = f"parameter {name}"
                 if old[2] != new[2]:
                     raise TrainerError(
-                        f"the loop body of step {step}, or code behind it, changed requires_grad of {what}: what is trained is fixed when "
-                        "the first loop begins. To freeze it later, or to train it later, let it require gradients from the beginning, in a "
-                        "parameter group of its own whose learning rate and weight decay are 0 as long as it is frozen"
+                        f"the loop body of step {step}, or code behind it, changed requires_grad of {what}: what is "
+                        "trained is fixed when the first loop begins. To freeze it later, or to train it later, let "
+                        "it require gradients from the beginning, in a parameter group of its own whose learning "
+                        "rate and weight decay are 0 as long as it is frozen"
                     )
                 break
         raise TrainerError(
-            f"the loop body of step {step}, or code behind it, changed {what} in place: a step that is taken again after a loss, and workers that join, would "
-            "lack the change. Make it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or in a layer"
+            f"the loop body of step {step}, or code behind it, changed {what} in place: a step that is taken again "
+            "after a loss, and workers that join, would lack the change. Make it in trainer.after_step(f), as a "
+            "part of the step (clamping, averages, teachers), or in a layer"
         )
 
     def _now(self) -> Marks:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from types import FrameType
+from typing import Any
 
 from elastic.host.frames import stack_of
 from elastic.worker.job import Job
@@ -43,7 +44,8 @@ class Wait:
 
     `leaves`: its loop was left after that step, `train_fn` has returned, and the state must be saved. `call` numbers the collective calls
     after the step. `loose`: others may already have finished the call, with data for this worker still on its way. `busy`: it does not
-    wait, but runs the user's code at `what`. `closes`: it waits until the step is complete everywhere, as at the end of a loop.
+    wait, but runs the user's code at `what`. `closes`: it waits until the step is complete everywhere, as at a loop's end. `calls` of a
+    worker that `computes`: how many it has made after the step before; of another one: how many before this one.
     """
 
     epoch: int
@@ -56,6 +58,7 @@ class Wait:
     loose: bool = False
     busy: bool = False
     closes: bool = False
+    calls: int = 0
 
     @property
     def called(self) -> str:
@@ -78,12 +81,10 @@ class WaitReporter:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def at(
-        self, epoch: int, step: int, *, computes: bool, leaves: bool = False, call: str = "", loose: bool = False, closes: bool = False
-    ) -> Iterator[None]:
-        """Marks the enclosed code as a wait for others."""
+    def at(self, epoch: int, step: int, *, computes: bool, **told: Any) -> Iterator[None]:
+        """Marks the enclosed code as a wait for others. `told` are further fields of the `Wait`."""
         self._number += 1
-        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose, closes=closes)
+        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, **told)
         before, self._now, self._last = self._now, (wait, time.monotonic()), wait
         if self._thread is None:
             self._thread = threading.Thread(
@@ -198,7 +199,9 @@ def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
                 f"worker {worker} has left the loop after step {wait.step} and returned from train_fn, and {_listed(gone)} gone on to "
                 f"step {waits[gone[0]].step}. {_TOGETHER}"
             )
-        if not wait.computes and not wait.loose and gone:
+        if wait.loose:  # who has made the call may have gone on, with data for this worker still on its way
+            gone = [other for other in gone if (waits[other].step, waits[other].calls) <= (wait.step + 1, wait.calls)]
+        if not wait.computes and gone:
             return (
                 f"worker {worker} waits in {wait.what} after step {wait.step}, and {_listed(gone)} gone on to step {waits[gone[0]].step} "
                 f"without it. {_EVERY}"

@@ -165,7 +165,7 @@ class WorkerRuntime:
                 pause = job.pause_requested and not known and not final
                 return Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
 
-            with self._waiting.at(epoch, step, computes=True):
+            with self._waiting.at(epoch, step, computes=True, calls=self._calls):
                 answer = self.engine.compute(step, self._batch, wishes)
             if answer.differ:  # equal on all members
                 told = self.engine.gather({"worker": job.worker, "settings": self._history.told})
@@ -333,8 +333,8 @@ class WorkerRuntime:
     def _waits_for_all(self, *, loose: bool) -> AbstractContextManager[None]:
         after, place, _ = f"{self._place}/".split("/")
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
-        epoch, closes = self.engine.view.epoch, place == "close"
-        return self._waiting.at(epoch, int(after), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
+        told = {"leaves": self.leaves, "call": call, "loose": loose, "closes": place == "close", "calls": self._calls}
+        return self._waiting.at(self.engine.view.epoch, int(after), computes=False, **told)
 
     def _note_loop(self) -> None:
         """Stores in this worker's segment what new workers need to go on with the loop if all workers die."""

@@ -36,6 +36,17 @@ def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
     assert found.verdict(1, [0, 1], []) is None  # another wait
 
 
+def test_whoever_has_made_a_call_may_go_on_before_the_others_have_all_its_data() -> None:
+    found = OneSided()
+    waits(found, 0, loose=True, calls=1, what="trainer.state_dict() (a.py:3)")
+    waits(found, 1, step=4, computes=True, calls=2)
+    assert found.verdict(1, [0, 1], []) is None
+    waits(found, 1, step=4, computes=True, calls=1, number=8)
+    said = found.verdict(1, [0, 1], [])
+    assert said is not None
+    assert said.startswith("worker 0 waits in trainer.state_dict() (a.py:3) after step 3, and worker 1 has gone on to step 4 without it")
+
+
 @pytest.mark.parametrize(
     "others",
     [
@@ -81,7 +92,7 @@ def test_at_the_end_of_a_loop_it_does_not_matter_what_asks_for_it() -> None:
 def test_whoever_may_have_been_told_already_is_not_left_behind() -> None:
     found = OneSided()
     waits(found, 0, loose=True)
-    waits(found, 1, step=4, computes=True)
+    waits(found, 1, step=4, computes=True, calls=1)
     assert found.verdict(1, [0, 1], []) is None
 
 

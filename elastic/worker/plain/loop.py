@@ -182,7 +182,7 @@ class Loop:
             self.place = Place.OUTSIDE
 
     def _passed(self, trainer: PlainTrainer, end: int) -> None:
-        """Notes the end of a pass that was over when this worker began or joined. A checkpoint of its end is from before the code behind it."""
+        """Notes the end of a pass that was over when this worker began or joined. A checkpoint of it lacks what the code behind it does."""
         if self._received is None:
             self._received = self.taken, trainer.settings
         self.took = self.resumed_at == end

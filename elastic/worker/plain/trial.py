@@ -157,10 +157,11 @@ class Trial:
 
 def _not_again(now: Iteration) -> str:
     return (
-        f"{now.where} ran twice with the same samples, parameters and random numbers, and had other gradients the second time: it uses what "
-        "an earlier body has left (a running mean, a counter, a hidden state, a queue), or it or the dataset draws from a generator of its "
-        "own. Workers run different numbers of bodies, so this cannot be exact. Compute it from the micro-batch; or change it once a step, "
-        "where loader.report is not None, by values of the report, in an object given to loader.register_for_checkpointing; draw from the "
+        f"{now.where} ran twice with the same samples, parameters and random numbers, and had other gradients the "
+        "second time: it uses what an earlier body has left (a running mean, a counter, a hidden state, a queue), "
+        "or it or the dataset draws from a generator of its own. Workers run different numbers of bodies, so this "
+        "cannot be exact. Compute it from the micro-batch; or change it once a step, where loader.report is not "
+        "None, by values of the report, in an object given to loader.register_for_checkpointing; draw from the "
         "global generators of torch, NumPy and Python, which are keyed. exact=False allows it"
     )
 
