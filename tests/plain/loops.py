@@ -311,3 +311,27 @@ def raises(job: Job) -> None:
         optimizer.step()
         if number == 3:
             raise ValueError("of the user's own")
+
+
+def between_epochs(job: Job, epochs: int = 4, **options: Any) -> dict[str, Any]:
+    """Code before and behind the loop of an epoch changes settings: once, by a factor, and by a scheduler. An epoch has 3 steps."""
+    net = model()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    rows = torch.utils.data.ConcatDataset([Rows()] * 12)
+    sizes = {"batch_size": 160, "micro_batch_size": 40}
+    net, optimizer, loader, scheduler = job.prepare(net, optimizer, rows, scheduler=scheduler, **sizes, **options)
+    reports: list[Any] = []
+    for epoch in loader.epochs(epochs):
+        if epoch == 1:
+            net.drop.p = 0.4
+        if epoch >= 1:
+            optimizer.param_groups[0]["momentum"] *= 0.9
+        for x, y in loader:
+            functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if (report := loader.report) is not None:
+                reports.append((report.step, report.loss, report.lr, optimizer.param_groups[0]["momentum"], net.drop.p))
+        scheduler.step()
+    return {"reports": reports, "digest": loader.digest()}

@@ -240,6 +240,34 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     check(agent, {"reports": calm["reports"][3:], "digest": calm["digest"]})
 
 
+@pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)])
+def test_a_worker_that_joins_has_what_code_between_epochs_has_changed(step: int) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", step, die)
+
+    agent = forks.run(2, train=loops.between_epochs, prepare=prepare, least=2)
+    calm = expected(loops.between_epochs)
+    assert [report[3] for report in calm["reports"]] == pytest.approx([0.5 * 0.9 ** (step // 3) for step in range(12)])
+    assert agent.results[0]["reports"] == calm["reports"]
+    assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+
+
+@pytest.mark.parametrize(("every", "stops"), [(3, (7, 10)), pytest.param(2, (5, 11), marks=pytest.mark.long)])
+def test_a_checkpoint_has_what_code_between_epochs_has_changed(every: int, stops: tuple[int, int], tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("it ends here")
+
+    calm = expected(loops.between_epochs)
+    saved = partial(loops.between_epochs, checkpoint=str(tmp_path), every=every)
+    for step in stops:
+        with pytest.raises(WorkerFailed, match="it ends here"):
+            forks.run(1, train=saved, prepare=lambda job, step=step: when(job, "backward", step, fail))
+    left = 12 - max(each for each in (*range(0, stops[1], every), *range(0, stops[1], 3)))
+    check(forks.run(2, train=saved), {"reports": calm["reports"][-left:], "digest": calm["digest"]})
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(6))
 def test_whoever_dies_wherever(seed: int) -> None:

@@ -105,9 +105,20 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
 )
 def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
     """`taken`: steps before the first loop, and after each."""
-    loop: Any = SimpleNamespace(taken=taken[0], stopped=False)
+    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None)
     loader, found = Loader(loop, lambda number: 10 * (number + 1)), []
     for number, after in zip(loader.epochs(3), taken[1:], strict=False):
         found.append((number, len(loader)))
         loop.taken, loop.stopped = after, stopped
     assert found == [(number, 10) for number in numbers]
+
+
+def test_an_epoch_whose_end_a_checkpoint_is_of_is_gone_on_with_behind_its_loop() -> None:
+    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None)
+    found = []
+    for number in Loader(loop, lambda number: 10 * (number + 1)).epochs(4):
+        found.append(number)
+        loop.taken = loop.resumed_at = 20
+        if number > 1:
+            loop.taken = 10 * (number + 1)
+    assert found == [0, 1, 2, 3]

@@ -103,4 +103,6 @@ class PreparedScheduler:
                 "scheduler.step() is called before optimizer.step() in the body of the loop: call it after it, or after all optimizers'"
             )
         if place is Place.COMMITTED or (place is Place.OUTSIDE and self._loop.took):
+            if self._loop.resumed_at is not None and (optimizer := getattr(self._own, "optimizer", None)) is not None:
+                optimizer._opt_called = True  # what schedulers look for; it may be another process that has taken the steps
             self._own.step(*arguments, **options)
