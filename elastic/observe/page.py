@@ -163,7 +163,7 @@ def _memory(steps: Sequence[Line], first: float, scale: Scale, marks: Sequence[s
 
 def _layout(events: Sequence[Line], first: float, last: float, scale: Scale) -> str:
     views = [event for event in events if event["kind"] == "view"]
-    ends = [*(each["at"] for each in views[1:]), last]
+    ends = [*(each["at"] for each in views[1:]), *[last] * bool(views)]
     spans = [
         (
             each["at"] - first,

@@ -89,6 +89,16 @@ def test_a_run_without_a_step_has_a_page_too(tmp_path):
         page(RunDirectory(tmp_path / "nowhere"))
 
 
+def test_a_run_that_ended_before_it_had_workers_has_a_page_too(tmp_path):
+    directory = RunDirectory(tmp_path)
+    journal = Journal(directory.events)
+    journal.note("begun", job="mine", pid=1)
+    journal.note("ended", outcome="failed", why="no etcd")
+    made = page(directory)
+    Tags().feed(made)
+    assert "no etcd" in made
+
+
 def test_many_points_are_thinned_without_losing_peaks():
     points = [(float(x), 100.0 if x == 5_001 else -7.0 if x == 2 else 1.0) for x in range(10_000)]
     found = thinned(points)
