@@ -93,6 +93,7 @@ def test_a_run_that_ended_before_it_had_workers_has_a_page_too(tmp_path):
     directory = RunDirectory(tmp_path)
     journal = Journal(directory.events)
     journal.note("begun", job="mine", pid=1)
+    journal.keep()
     journal.note("ended", outcome="failed", why="no etcd")
     made = page(directory)
     Tags().feed(made)
