@@ -16,6 +16,7 @@ from elastic.observe.step_log import Step, finite, utilization
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.job import Job
+from elastic.worker.loopsettings import Settings
 from elastic.worker.report import Report
 from elastic.worker.runtime import WorkerRuntime
 
@@ -55,6 +56,8 @@ class Steps:
         self._saved, self._saved_with = -1, ""
         self._waited: tuple[object, float] = None, 0.0  # the copies for which steps have waited, and for how long until the last report
         self._unfinished: int | None = None  # the length of a loop that was left in its last body and still has to end
+        self._had, self._ended = False, -1  # whether this worker has had a step, and the length of its last loop
+        self._received: Settings | None = None  # the job's settings where this worker has begun or joined, until it has had a step
         job.behind = self._left
 
     @told_to_the_job
@@ -64,11 +67,12 @@ class Steps:
         runtime = self._runtime
         runtime.handed_out()
         self._history.goes_on()
+        self._keep_received()
         while True:
             runtime.catch_up()
             if runtime.step > steps:  # this worker has joined in a later loop
                 runtime.at("end", steps - 1)
-                runtime.ended()
+                self._end(steps)
                 return
             self._history.registered.begin(warns=self._job.leader)
             decided = runtime.decision
@@ -78,13 +82,29 @@ class Steps:
             elif runtime.step >= steps or (decided is not None and decided.stop):
                 if runtime.flush():
                     self._close(steps)
-                    runtime.ended()
+                    self._end(steps)
                     return
             elif runtime.pausing:
                 if runtime.rest():
                     runtime.pause()
             else:
                 self._take_step(final=runtime.step + 1 >= steps)
+
+    def _end(self, steps: int) -> None:
+        """Notes the end of a loop, and the settings with which this worker goes on if it has not had a step yet."""
+        self._runtime.ended()
+        self._ended = steps
+        if not self._had and self._received is None:
+            self._received = self._history.settings()
+
+    def _keep_received(self) -> None:
+        """Drops what code between loops has set here, as long as this worker has had no step, if the job has set it already.
+
+        It has if this worker joins, or goes on from a checkpoint in the middle of a loop. A checkpoint of a loop's end is from before the
+        code behind that loop.
+        """
+        if self._received is not None and not self._had and (self._job.joins or self._ended != self._history.step + 1):
+            self._history.put_back(self._received)
 
     def _take_step(self, *, final: bool) -> None:
         """Computes and applies the next step; if members are lost, returns without applying it."""
@@ -169,6 +189,7 @@ class Steps:
         self._runtime.at("end", min(step, steps - 1))
 
     def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
+        self._had = True
         randomness.seed_all(self._seed, "loop", answer.step)  # the loop's own draws must not depend on the layout
         if answer.skipped is not None:  # every worker reports it, as any may die; the agent counts it once
             self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})

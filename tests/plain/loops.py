@@ -335,3 +335,18 @@ def between_epochs(job: Job, epochs: int = 4, **options: Any) -> dict[str, Any]:
                 reports.append((report.step, report.loss, report.lr, optimizer.param_groups[0]["momentum"], net.drop.p))
         scheduler.step()
     return {"reports": reports, "digest": loader.digest()}
+
+
+def between_runs(job: Job) -> dict[str, Any]:
+    """The same of a Trainer with several runs of 3 steps each."""
+    net = model()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    trainer = Trainer(net, lambda output, given: functional.cross_entropy(output, given[1]), optimizer, batch, **SIZES)
+    reports: list[Any] = []
+    for number in range(4):
+        if number == 1:
+            net.drop.p = 0.4
+        if number >= 1:
+            optimizer.param_groups[0]["lr"] *= 0.8
+        reports += [(report.step, report.loss, report.lr, net.drop.p) for report in trainer.run(3 * (number + 1))]
+    return {"reports": reports, "digest": trainer.digest()}

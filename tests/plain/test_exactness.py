@@ -240,15 +240,16 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     check(agent, {"reports": calm["reports"][3:], "digest": calm["digest"]})
 
 
+@pytest.mark.parametrize("train", [loops.between_epochs, loops.between_runs])
 @pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(7, marks=pytest.mark.long)])
-def test_a_worker_that_joins_has_what_code_between_epochs_has_changed(step: int) -> None:
+def test_a_worker_that_joins_has_what_code_between_loops_has_changed(step: int, train: Any) -> None:
     def prepare(job: Job) -> None:
         if job.worker == 1:
             when(job, "backward", step, die)
 
-    agent = forks.run(2, train=loops.between_epochs, prepare=prepare, least=2)
-    calm = expected(loops.between_epochs)
-    assert [report[3] for report in calm["reports"]] == pytest.approx([0.5 * 0.9 ** (step // 3) for step in range(12)])
+    agent = forks.run(2, train=train, prepare=prepare, least=2)
+    calm = expected(train)
+    assert [report[2] for report in calm["reports"]] == pytest.approx([0.1 * 0.8 ** (step // 3) for step in range(12)])
     assert agent.results[0]["reports"] == calm["reports"]
     assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
     assert agent.results[0]["digest"] == calm["digest"]

@@ -34,10 +34,7 @@ class Loader:
         for optimizer in self.optimizers:
             check_schedulers(optimizer)
         number, self._passes = self._passes, self._passes + 1
-        return self.loop.run(self._start_of(number), self._end_of(number))
-
-    def _start_of(self, number: int) -> int:
-        return self._end_of(number - 1) if number else 0
+        return self.loop.run(self._end_of(number))
 
     def __len__(self) -> int:
         """The number of steps of the next pass."""

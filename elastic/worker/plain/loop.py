@@ -25,7 +25,6 @@ from elastic.errors import TrainerError
 from elastic.memory import device
 from elastic.observe.activity import TRAIN_FN
 from elastic.worker.job import Job
-from elastic.worker.loopsettings import Settings
 from elastic.worker.plain import backwards
 from elastic.worker.plain.body import body_of, handed_over, take_gradients
 from elastic.worker.plain.iteration import ONE, Iteration, Kind
@@ -112,7 +111,6 @@ class Loop:
         self.stopped = False  # whether the job stops after the newest step
         self.took = True  # whether this worker has committed a step in the last pass, or there was none yet
         self.resumed_at: int | None = None  # the step at which the job goes on from a checkpoint
-        self._received: tuple[int, Settings] | None = None  # the step at which this worker has begun or joined, and its settings
         self._behind: Callable[[Any], None] | None = None
         backwards.hear(self._goes_backward, self._went_backward, self._skips_backward)
         job.behind = self._returned
@@ -149,8 +147,8 @@ class Loop:
         """The number of steps that have been taken in all; 0 before this worker has joined."""
         return 0 if self._trainer is None else self._trainer.step // len(self._parts)
 
-    def run(self, start: int, end: int) -> Iterator[Any]:
-        """Yields micro-batches for bodies of the pass from step `start` until `end` steps have been taken in all."""
+    def run(self, end: int) -> Iterator[Any]:
+        """Yields micro-batches for bodies until `end` steps have been taken in all."""
         self._check()
         self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         if self.place is not Place.OUTSIDE:
@@ -167,34 +165,17 @@ class Loop:
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
-            elif self._received is not None:
-                self._keep_received(self._trainer, start)
             self._tail, self.took = self.states(), False
             self._event = self._turns.begin(lambda: self._engine(end * len(self._parts)))
             while not isinstance(event := self._next(), Ended):
                 yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
-            if not self.took:
-                self._passed(self._trainer, end)
+            if not self.took:  # a checkpoint of this pass's end lacks what the code behind it does
+                self.took = self.resumed_at == end
         except GeneratorExit:
             self._left()
             raise
         finally:
             self.place = Place.OUTSIDE
-
-    def _passed(self, trainer: PlainTrainer, end: int) -> None:
-        """Notes the end of a pass that was over when this worker began or joined. A checkpoint of it lacks what the code behind it does."""
-        if self._received is None:
-            self._received = self.taken, trainer.settings
-        self.took = self.resumed_at == end
-
-    def _keep_received(self, trainer: PlainTrainer, start: int) -> None:
-        """Drops the settings that code between loops has made here if the job has made them already, before this worker began or joined."""
-        assert self._received is not None
-        step, settings = self._received
-        if self.taken != step:
-            self._received = None
-        elif start != step or self._job.joins:
-            trainer.settings = settings
 
     def _engine(self, end: int) -> None:
         """The engine's greenlet: takes steps."""

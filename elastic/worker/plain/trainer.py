@@ -15,7 +15,6 @@ from elastic.engine.after_step import AfterStep
 from elastic.engine.decision import Apply
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
-from elastic.worker.loopsettings import Settings
 from elastic.worker.plain.body import Body
 from elastic.worker.plain.source import Stream
 from elastic.worker.trainer import Trainer
@@ -53,15 +52,6 @@ class PlainTrainer(Trainer):
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
         self._runtime.complete()
         self._runtime.at("body", self._history.step)
-
-    @property
-    def settings(self) -> Settings:
-        """The present settings of groups, scheduler and attributes."""
-        return self._history.settings()
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._history.put_back(settings)
 
     @property
     def keys_all(self) -> bool:
