@@ -37,6 +37,12 @@ class OutputFile:
             now = self._clock()
             self._append("".join(f"{now:.3f}\t{stream}\t{line}\n" for line in kept).encode(errors="replace"))
 
+    def end(self) -> None:
+        """Writes the lines that were begun, at the end of train_fn."""
+        for stream, text in self._begun.items():
+            if text.rpartition("\r")[2]:
+                self.write(stream, "\n")
+
     def _append(self, data: bytes) -> None:
         with suppress(OSError):
             if self._file < 0 or self._size > _LARGEST:

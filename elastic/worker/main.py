@@ -72,7 +72,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
     job.segment = None if segment_fd is None else OwnSegment(segment_fd)
     use_segment(job.segment)
     signals.outlive_a_stop(lambda: job.stop_requested)
-    _prepare(parsed)
+    kept = _prepare(parsed)
     job.give_up = lambda error: _give_up(line, job, error)
     jobs.enter(job)
     line.listen(job)
@@ -84,8 +84,10 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
         if job.behind is not None:
             job.behind(value)
         job.heard()
+        kept.end()
     except BaseException as error:  # the process boundary: every error is reported to the agent
         job.heard()
+        kept.end()
         line.send(_failure(job, error))
         return 1
     line.send({"type": "result", "value": value, "valued": valued, "stopped": job.stop_requested, "step": job.step})
@@ -95,7 +97,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
     return 0
 
 
-def _prepare(spec: WorkerSpec) -> None:
+def _prepare(spec: WorkerSpec) -> OutputFile:
     if sys.stderr is not None:
         faulthandler.enable()
     kept = OutputFile(RunDirectory(Path(spec.directory)).output, spec.worker)
@@ -111,6 +113,7 @@ def _prepare(spec: WorkerSpec) -> None:
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
     torch.manual_seed(seed)
+    return kept
 
 
 def _train(job: Job, kind: str, slot: int) -> tuple[Any, bool]:

@@ -26,6 +26,15 @@ def test_lines_are_kept_by_worker_in_the_order_of_their_times(tmp_path):
     assert [each.text for each in OutputReader(tmp_path / "output", worker=1).read()] == ["a warning"]
 
 
+def test_a_line_without_an_end_is_kept_when_the_worker_ends(tmp_path):
+    file = OutputFile(tmp_path / "output", 0)
+    file.write("o", "done\n")
+    file.write("e", "the last words")
+    file.end()
+    file.end()
+    assert [each.text for each in OutputReader(tmp_path / "output").read()] == ["done", "the last words"]
+
+
 def test_a_progress_bar_is_one_line(tmp_path):
     file = OutputFile(tmp_path / "output", 0)
     for part in range(2000):
