@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import IterableDataset, default_collate
 
 from elastic.engine import randomness
+from elastic.engine.bit_equality import plain, same
 from elastic.engine.sampler import samples
 from elastic.engine.streaming import StreamBatches
 from elastic.errors import TrainerError
@@ -77,6 +78,21 @@ def batches(
     if callable(data):
         return data
     raise TrainerError(f"data must be a dataset or a function batch(step, micro_batch), not {type(data).__name__}")
+
+
+def check_repeats(batch: Batch) -> None:
+    """Loads the first micro-batch twice. Raises TrainerError if its values differ: then they would depend on who loads what, and when.
+
+    Values that are no plain data, such as objects of a user's own, are not compared.
+    """
+    first, second = batch(0, 0), batch(0, 0)
+    if plain(first) and not same(first, second):
+        raise TrainerError(
+            "the first micro-batch was loaded twice, and its values differ: the dataset or collate draws from a generator of its own, or "
+            "counts its calls. Workers load different micro-batches, and some load one again, so this cannot be exact. Draw from the "
+            "global generators of torch, NumPy and Python, which are keyed by sample; values of a function batch(step, micro_batch) "
+            "must depend on these alone. exact=False allows it"
+        )
 
 
 def stream_in(batch: Batch) -> StreamBatches | None:

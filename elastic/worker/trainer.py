@@ -20,7 +20,7 @@ from elastic.engine import profile
 from elastic.engine.after_step import AfterStep
 from elastic.engine.cutting.check import check
 from elastic.engine.cutting.layers import Layers, uncut
-from elastic.engine.data import batches, placing, stream_in
+from elastic.engine.data import batches, check_repeats, placing, stream_in
 from elastic.engine.decision import Apply
 from elastic.engine.deferred.building import Builder
 from elastic.engine.loss_scale import LossScale
@@ -174,7 +174,8 @@ class Trainer:
         what = given(data, batch_size, collate)
         sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
         loads = ahead(batches(what.data, **sizes, seed=seed, collate=what.collate, shuffles=what.shuffles), what.processes)
-        self._batch, self._stream = placing(loads), stream_in(loads)
+        self._loads, self._batch, self._stream = loads, placing(loads), stream_in(loads)
+        self._exact = exact
         self._collate = what.collate
         built, initial = model_of(model, optimizer, seed, weights, names, lambda: self._batch(0, 0), warn=self._job.profile)
         place_model(split(built)[0])
@@ -273,7 +274,12 @@ class Trainer:
         return peak(self._training.numerics.autocast or largest.dtype, self._job.settings.workers_per_device)
 
     def _measured(self) -> profile.LayerProfile:
-        """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
+        """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes.
+
+        Raises TrainerError if data that must be exact are others each time that they are loaded.
+        """
+        if self._exact:
+            check_repeats(self._loads)
         clock = time.thread_time if self._job.gpu is None and device.on_host() else device.clock
         measure = profile.measure if self._model.initial is None else measure_apart
         rows = measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)

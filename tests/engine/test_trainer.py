@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections import OrderedDict, UserDict
 from typing import Any
@@ -49,6 +50,20 @@ def poisoned(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.arange(4)
 
 
+class Noisy(models.Rows):
+    """Rows with noise that a function draws."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + self._draw(), y
+
+
+OWN = torch.Generator()
+
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "ragged batch": ({"batch_size": 26}, "26 samples cannot be cut into micro-batches of 4: choose a multiple of it, such as 24 or 28"),
     "ragged grains": ({"grains": 4}, "6 micro-batches cannot be cut into 4 grains of equal size: choose a divisor of 6, such as 6"),
@@ -75,6 +90,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "scheduler belongs to another optimizer",
     ),
     "number across": ({"model": [nn.Linear(48, 48), Number(), models.Head()]}, r"layer 1 \(Number\) gave a float, which cannot cross"),
+    "own generator": ({"data": Noisy(lambda: torch.randn(1, generator=OWN))}, "first micro-batch was loaded twice, and its values differ"),
+    "function that draws": ({"data": lambda step, micro: (torch.randn(4, 48), torch.arange(4))}, "depend on these alone"),
     "vector loss": ({"loss": lambda output, batch: output.sum(1)}, r"the loss of step 0, micro-batch 0 is \(4,\): return a scalar"),
 }
 
@@ -192,6 +209,16 @@ def test_skipped_steps_change_no_bit_on_any_layout_and_are_counted(leftovers) ->
     assert result.value == whole.value
     assert result.skipped == (2, 4)
     assert [incident["kind"] for incident in result.incidents][:1] == ["death"]
+
+
+def test_data_may_draw_from_keyed_generators(lone_job) -> None:
+    keyed = make(data=Noisy(lambda: torch.randn(1) + random.random()))
+    assert [report.step for report in keyed.run(2)] == [0, 1]
+
+
+def test_data_that_differ_each_time_are_allowed_if_they_need_not_be_exact(lone_job) -> None:
+    trainer = make(data=Noisy(lambda: torch.randn(1, generator=OWN)), exact=False)
+    assert [report.step for report in trainer.run(2)] == [0, 1]
 
 
 def test_an_infinite_gradient_is_refused_though_the_loss_is_finite(lone_job) -> None:
