@@ -122,7 +122,8 @@ static void accrue(struct gpu *gpu, double at) {
     if (at <= gpu->accrued_at) return;
     double until = gpu->busy_until < at ? gpu->busy_until : at;
     double busy_s = until > gpu->accrued_at ? until - gpu->accrued_at : 0;
-    gpu->energy_j += busy_s * busy_w(gpu, running_mhz(gpu, NULL)) + (at - gpu->accrued_at - busy_s) * gpu->idle_w;
+    double used_j = busy_s * busy_w(gpu, running_mhz(gpu, NULL)) + (at - gpu->accrued_at - busy_s) * gpu->idle_w;
+    if (gpu->energy_reads != READS_FROZEN) gpu->energy_j += used_j;
     gpu->accrued_at = at;
 }
 
@@ -295,7 +296,7 @@ int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *millij
     FIND(handle);
     if (gpu->energy_reads == READS_NOTHING) return NOT_SUPPORTED;
     enter();
-    if (gpu->energy_reads != READS_FROZEN) accrue(gpu, now());
+    accrue(gpu, now());
     double joules = gpu->energy_j;
     leave();
     unsigned long long whole = (unsigned long long)(1000 * joules);
