@@ -13,8 +13,8 @@ WRAPS = (1 << 32, 1 << 64)
 """Sizes of counters, in millijoules. One that falls from the last quarter of its range to the first has wrapped."""
 
 FROZEN_S = 3.0
-"""A sensor whose value has not changed for so long, to the last digit, while the GPU computed, is frozen. Measuring a GPU at the usual clock
-and three others takes 4 s at least (`windows.SECONDS`), so it is known before clocks are chosen."""
+"""A sensor whose value has not changed for so long, to the last digit, while the GPU computed, is frozen. Measuring a GPU at four clocks
+takes 4 s at least (`windows.SECONDS`), so it is known before clocks are chosen."""
 
 MOST_W = 5000.0
 """No GPU takes so many watts: more is a wrong reading, or a counter that began again."""
