@@ -228,7 +228,7 @@ def test_a_pod_that_is_deleted_waits_until_its_agent_has_left(tmp_path: Path) ->
         text=True,
         start_new_session=True,
     )
-    killer = threading.Timer(30, pod.kill)
+    killer = threading.Timer(30, lambda: os.killpg(pod.pid, signal.SIGKILL))
     killer.start()
     try:
         assert pod.stdout is not None
@@ -238,7 +238,8 @@ def test_a_pod_that_is_deleted_waits_until_its_agent_has_left(tmp_path: Path) ->
         assert pod.wait(30) == 143
     finally:
         killer.cancel()
-        pod.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(pod.pid, signal.SIGKILL)  # its agent too, which would keep the pipe open
         pod.communicate()
 
 
