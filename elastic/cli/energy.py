@@ -36,7 +36,7 @@ def energy(
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         print(f"error: the energy figures of {job} cannot be shown: they are damaged, or of another version ({error!r})", file=sys.stderr)
         raise typer.Exit(1) from None
 

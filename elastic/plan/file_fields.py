@@ -48,7 +48,7 @@ def name(value: Any, field: str) -> str:
 
 def whole(value: Any, field: str) -> int:
     """Checks a whole number, which may be written as 2.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+    if isinstance(value, bool) or not isinstance(value, int | float) or not number(value, field).is_integer():
         raise PlanError(f"{field} must be a whole number, not {value!r}")
     return int(value)
 
@@ -57,7 +57,10 @@ def number(value: Any, field: str) -> float:
     """Checks a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlanError(f"{field} must be a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise PlanError(f"{field} is too large a number") from None
 
 
 def numbers(values: Any, field: str) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ def read(path: Path) -> Mapping[str, Any]:
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise PlanError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also one nested too deeply, or with a number of thousands of digits
         raise PlanError(f"{path} is not {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
     if not isinstance(data, Mapping):
         raise PlanError(f"{path} must be a table, not {type(data).__name__}")

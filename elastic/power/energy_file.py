@@ -85,7 +85,7 @@ def read(job: str, temporary: Path) -> dict[str, Any]:
     """Returns what a job wrote: `job` is its run directory, or its name if its directory is in `temporary`. Raises SettingsError."""
     found = [Path(job) / NAME, *sorted(temporary.glob(f"elastic-*/{NAME}"))]
     for number, path in enumerate(found):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             content = json.loads(path.read_text())
             if isinstance(content, dict) and content.keys() >= _FIELDS and (number == 0 or content["job"] == job):
                 return content

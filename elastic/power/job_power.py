@@ -174,6 +174,8 @@ class JobPower:
 
     def _use(self, worker: int, uuid: str, pid: Callable[[], int | None]) -> None:
         assert self._nvml is not None
+        if (known := self._devices.get(worker)) is not None and known.gpu.uuid == uuid:
+            return  # it names it again
         try:
             gpu = self._nvml.gpu(uuid)
             self._faults.begin(worker, gpu)

@@ -199,16 +199,17 @@ class Gpu:
 
         A GPU that is neither idle nor throttled runs at its application clock, or above it without a setting that limits it; one that is
         locked does not become idle. A lock above the application clock that the driver does not give as a reason is not seen. A GPU that
-        begins or ends work shows other clocks for a moment, so a lock has to show `_LOOKS` times in a row, as the same clock.
+        begins or ends work shows other clocks for a moment, so a lock has to show `_LOOKS` times in a row. It may show as more than one
+        clock: within a range, a GPU has the highest one while it computes and a lower one while it waits. The highest is returned.
         """
-        first = self._suspicious_mhz()
-        for _ in range(_LOOKS - 1):
-            if first is None:
+        highest = 0
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(_LOOK_S)
+            if (mhz := self._suspicious_mhz()) is None:
                 return None
-            time.sleep(_LOOK_S)
-            if self._suspicious_mhz() != first:
-                return None
-        return first
+            highest = max(highest, mhz)
+        return highest
 
     def _suspicious_mhz(self) -> int | None:
         """Returns the present clock if it looks like a lock. The GPU may begin or end work between two calls."""

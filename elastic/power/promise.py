@@ -45,7 +45,9 @@ class Promise:
     def _dear(self, found: Figures) -> str | None:
         """Returns why too few joules are saved; None if enough are, or they are not known."""
         now_j, before_j = found.joules, self.usual.joules
-        if now_j is None or before_j is None or 1 - now_j / before_j >= KEPT * self.gain:
+        if now_j is None or before_j is None or before_j <= 0:  # none: a counter that stands still
+            return None
+        if 1 - now_j / before_j >= KEPT * self.gain:
             return None
         return f"a step takes {now_j:.4g} J instead of {before_j:.4g} J before, and {100 * self.gain:.1f} % less were promised"
 

@@ -43,7 +43,7 @@ def test_a_job_is_found_by_its_directory_and_by_its_name(content, tmp_path):
         energy_file.read("gpt", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00", "[]", "7", "{}", '{"job": "gpt"}'])
+@pytest.mark.parametrize("text", ["", "{", "\x00", "[]", "7", "{}", '{"job": "gpt"}', pytest.param("[" * 100_000, id="nested")])
 def test_a_damaged_file_counts_as_none(tmp_path, text):
     (tmp_path / energy_file.NAME).write_text(text)
     with pytest.raises(SettingsError):
@@ -54,6 +54,13 @@ def test_a_damaged_file_counts_as_none(tmp_path, text):
 def test_a_file_of_another_version_is_an_error_of_the_command(content, tmp_path, field):
     energy_file.write(tmp_path, {**content, field: [{"other": 1}]})
     shown = CliRunner().invoke(app, ["energy", str(tmp_path), "--svg", str(tmp_path / "x.svg")])
+    assert shown.exit_code == 1
+    assert "they are damaged, or of another version" in shown.stderr
+
+
+def test_a_number_that_no_float_holds_is_an_error_of_the_command(content, tmp_path):
+    energy_file.write(tmp_path, {**content, "now": {**content["now"], "step_s": 10**400}})
+    shown = CliRunner().invoke(app, ["energy", str(tmp_path)])
     assert shown.exit_code == 1
     assert "they are damaged, or of another version" in shown.stderr
 

@@ -14,7 +14,7 @@ from elastic.plan.planner import plan
 from elastic.plan.workload import LayerCost, Workload
 from elastic.power.cycle import Cycle
 from elastic.power.promise import LONGER, Promise
-from elastic.power.windows import MOST_STEPS, PRECISE, STEPS, Figures, Report, Window
+from elastic.power.windows import MOST_STEPS, PRECISE, STEPS, Figures, Report, Window, WorkerFigures
 from tests.power.test_cycle import BETA, CLOCKS, IDLE_W, Gpus, facts, finished, view_of
 
 USUAL = 1305
@@ -93,3 +93,10 @@ def test_single_disturbed_steps_do_not_break_a_promise():
     promise = Promise(mode="energy", usual=usual, gain=0.1)
     assert promise.broken(found, LONGER) is None
     assert promise.longer(found) == 0.0
+
+
+def test_a_counter_that_stood_still_with_the_usual_clocks_breaks_no_promise():
+    workers = {0: WorkerFigures(busy_s=0.5, expected_s=0.5, joules=0.0)}
+    usual = Figures(step_s=1.0, steps=6, workers=workers)
+    now = Figures(step_s=1.0, steps=6, workers={0: WorkerFigures(busy_s=0.5, expected_s=0.5, joules=100.0)})
+    assert Promise(mode="energy", usual=usual, gain=0.2).broken(now) is None

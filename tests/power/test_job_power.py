@@ -57,6 +57,14 @@ def test_a_worker_that_names_no_gpu_is_said_once(power, said, standin):
     assert "worker 1 has not named its GPU" in line
 
 
+def test_a_worker_may_name_its_gpu_again(power, said, standin):
+    for _ in range(2):
+        power.use(0, standin.uuids[0], os.getpid)
+    power.use(1, standin.uuids[1], os.getpid)
+    power.committed(viewed())
+    assert told(power, said) == []
+
+
 def test_measuring_needs_no_gpu(tmp_path, said):
     power = JobPower("a", None, tmp_path, said.append)
     power.committed(viewed())

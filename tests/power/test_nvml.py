@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -197,11 +198,23 @@ def test_a_gpu_that_begins_or_ends_work_while_it_is_looked_at_is_not_locked(nvml
 def test_a_gpu_whose_clock_rises_while_it_is_looked_at_is_not_locked(nvml, standin, monkeypatch):
     monkeypatch.setattr(nvml_module, "_LOOK_S", 0.001)
     standin.gpus[0].busy_until = time.monotonic() + 60
-    gpu, rising = nvml.gpu(standin.uuids[0]), iter([300, 600, 900, 1530])
+    gpu, rising = nvml.gpu(standin.uuids[0]), iter([300, 600, 900, 1305])
     monkeypatch.setattr(Gpu, "clock_mhz", lambda self: next(rising))
     assert gpu.locked_by_other() is None
     monkeypatch.setattr(Gpu, "clock_mhz", lambda self: 600)
     assert gpu.locked_by_other() == 600
+
+
+def test_a_range_that_somebody_has_locked_shows_as_more_than_one_clock(nvml, standin, monkeypatch):
+    """`nvidia-smi -lgc 135,990` on a GPU that computes and waits in turns."""
+    standin.gpus[0].locked_min, standin.gpus[0].locked_max = 135, 990
+    turns = itertools.cycle([time.monotonic() + 60, 0])
+
+    def pause(_: float) -> None:
+        standin.gpus[0].busy_until = next(turns)
+
+    monkeypatch.setattr(nvml_module.time, "sleep", pause)
+    assert nvml.gpu(standin.uuids[0]).locked_by_other() == 990
 
 
 def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin):
