@@ -94,6 +94,7 @@ class Daemon:
         self._clients: dict[socket.socket, _Client] = {}
         self._selector = selectors.DefaultSelector()
         self._listener = _listener(path)
+        self._inode = _inode(path)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._over = False
 
@@ -109,7 +110,8 @@ class Daemon:
             for client in list(self._clients.values()):
                 self._drop(client)
             self._listener.close()
-            self._path.unlink(missing_ok=True)
+            if _inode(self._path) == self._inode:  # else it is a successor's, or somebody has removed it
+                self._path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ends `serve` soon."""
@@ -146,6 +148,14 @@ class Daemon:
         self._again_at = time.monotonic() + _AGAIN_S
         if self._records.uuids() and (restored := restore_left(self._directory)[0]):
             _log(f"restored by now: {', '.join(restored)}")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Returns what identifies the file at the path; None if there is none."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _listener(path: Path) -> socket.socket:

@@ -362,6 +362,18 @@ def test_a_successor_that_cannot_start_does_not_hide_what_is_left(standin, socke
     assert clocks.close() == []
 
 
+def test_a_daemon_leaves_the_socket_of_another_one(standin, socket_path, tmp_path):
+    first = Power(standin, socket_path, standin.uuids[:1], [os.getuid()], tmp_path / "root")
+    socket_path.unlink()  # by somebody
+    second = Power(standin, socket_path, standin.uuids[:1], [os.getuid()], tmp_path / "root")
+    try:
+        first.end()
+        assert socket_path.exists()
+    finally:
+        second.end()
+    assert not socket_path.exists()
+
+
 def test_the_daemon_says_why_it_cannot_listen(standin, tmp_path):
     for path in (tmp_path / ("x" * 200), tmp_path / "no" / "socket"):
         with pytest.raises(SettingsError, match=r"cannot listen at .*: (AF_UNIX path too long|No such file or directory); run it as root"):
