@@ -68,6 +68,7 @@ class JobPower:
         self._wanted = mode
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._over = False  # the thread has ended: nobody would take what is posted
         self._nvml: Nvml | None = None
         self._clocks: Clocks | None = None
         self._devices: dict[int, _Device] = {}
@@ -98,7 +99,7 @@ class JobPower:
     def heard(self, worker: int, progress: Message) -> Message:
         """Handles a worker's report. Returns it with the seconds in its layers as they would be at the usual clock."""
         effort, at = progress.get("effort"), progress.get("committed_at")
-        if self._thread is None or effort is None:
+        if self._thread is None or self._over or effort is None:
             return progress
         if at is not None:
             step, epoch, tokens = progress["step"], progress["epoch"], progress.get("tokens", 0)
@@ -133,6 +134,8 @@ class JobPower:
     # The thread
 
     def _post(self, act: Callable[[], None]) -> None:
+        if self._over:
+            return
         self._todo.put(act)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="elastic-power", daemon=True)
@@ -154,7 +157,7 @@ class JobPower:
         except Exception:  # the thread's boundary: a bug here must not end the training
             self._say(f"clocks and energy are not looked after any more; the training goes on:\n{traceback.format_exc()}")
         finally:
-            self._clocking = None
+            self._over, self._clocking = True, None
             self._restore()
             self._faults.close()
             if self._nvml is not None:

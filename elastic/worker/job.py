@@ -153,7 +153,7 @@ class Job:
 
         A worker that uses CUDA when its Trainer is made need not call it. Call it before, once. Raises TrainerError if it is no UUID.
         """
-        if not (isinstance(uuid, str) and uuid.startswith(("GPU-", "MIG-"))):
+        if not (isinstance(uuid, str) and uuid.isascii() and uuid.startswith(("GPU-", "MIG-"))):
             raise TrainerError(f"job.use_gpu({uuid!r}): give the UUID of a GPU as `nvidia-smi -L` prints it, such as 'GPU-8d2c...'")
         self.gpu = uuid
         self.send({"type": "gpu", "uuid": uuid})

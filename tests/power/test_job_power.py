@@ -65,6 +65,19 @@ def test_a_worker_may_name_its_gpu_again(power, said, standin):
     assert told(power, said) == []
 
 
+def test_nothing_is_kept_for_a_thread_that_has_ended(power, said, standin):
+    standin.state.gone = 1
+    power.use(0, standin.uuids[0], os.getpid)
+    assert power._thread is not None
+    power._thread.join(20)
+    left = power._todo.qsize()
+    progress = {"step": 1, "epoch": 1, "committed_at": time.monotonic(), "effort": [0.1, 0.0, 0.1]}
+    assert power.heard(0, progress) == progress
+    power.ended(0)
+    assert power._todo.qsize() == left
+    assert "the energy of GPUs is not measured" in said[0]
+
+
 def test_measuring_needs_no_gpu(tmp_path, said):
     power = JobPower("a", None, tmp_path, said.append)
     power.committed(viewed())
@@ -92,7 +105,7 @@ def test_a_new_workers_gpu_that_is_lost_gives_all_clocks_back(power, said, stand
     assert line.endswith("and no clock is set")
 
 
-@pytest.mark.parametrize("uuid", ["", "0", 0, None, ["GPU-1"], "cuda:0"])
+@pytest.mark.parametrize("uuid", ["", "0", 0, None, ["GPU-1"], "cuda:0", "GPU-\ud800"])
 def test_a_gpu_is_named_by_its_uuid(uuid):
     with pytest.raises(TrainerError, match="`nvidia-smi -L` prints it"):
         Job.use_gpu(object.__new__(Job), uuid)
