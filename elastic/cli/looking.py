@@ -67,17 +67,21 @@ def logs(
 
     With --etcd: workers of all hosts that this machine reaches. Only what Python code prints is kept.
     """
-    collapse = Collapse(-1.0 if every_line else 1.0)
+    collapse, silent = Collapse(-1.0 if every_line else 1.0), True
     with exits(), source(job, etcd, secret_file, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)) as found:
 
         def show() -> bool:
+            nonlocal silent
             new = found.output(worker)
+            silent = silent and not new
             lines = [*collapse.add(new), *collapse.due(time.time() if follow else float("inf"))]
             _print([_line(line, as_json=as_json) for line in lines])
             return bool(new)
 
         _until_over(found, show, follow=follow)
         _print([_line(line, as_json=as_json) for line in collapse.due(float("inf"))])
+    if worker is not None and silent:
+        print(f"worker {worker} has printed nothing, or the job {job} has had no such worker: `elastic events` names all", file=sys.stderr)
 
 
 def _line(line: Line, *, as_json: bool) -> str:

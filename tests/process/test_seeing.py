@@ -73,6 +73,7 @@ def test_a_job_that_loses_a_worker_is_seen(tmp_path):
     assert output[0] == "[0-1] every worker begins (2 times)"
     assert [line[6:] for line in output[1:]] == [f"step {number} is done" for number in range(6)]
     assert shown("logs", str(directory.path), "1") == "[1]   every worker begins\n"
+    assert "worker 9 has printed nothing, or the job" in shown("logs", str(directory.path), "9")
 
     phases = {event["name"].partition(" ")[0] for event in checked(trace.read_text()) if event["pid"] == 1 and event["ph"] == "X"}
     assert phases >= {"step", "forward", "backward", "reduce", "ready", "apply", "gather"}, "also those of the worker that was killed"
