@@ -37,6 +37,9 @@ class FakeHistory:
     def left(self) -> None:
         pass
 
+    def left_between(self) -> bool:
+        return False
+
     def learn(self, told: Any) -> None:
         pass
 
