@@ -86,7 +86,7 @@ def failed_join(state: ControlState, worker: int, now: float) -> Transition:
     state = replace(state, failed_joins=state.failed_joins + 1, failed_below=state.next_worker)
     if not state.policy.respawn or state.failed_joins != FAILED_JOINS:
         return state, []
-    pause_s = min(JOIN_PAUSE_S * 2**state.join_pauses, LONGEST_JOIN_PAUSE_S)
+    pause_s = min(JOIN_PAUSE_S * 2 ** min(state.join_pauses, 10), LONGEST_JOIN_PAUSE_S)  # a power of 1,024 is no float any more
     many = "another new worker has" if state.join_pauses else f"{FAILED_JOINS} new workers have"
     why = f"{many} died before a step was committed with new ones: no more are started for {pause_s:g} s"
     return replace(state, joins_from=now + pause_s, join_pauses=state.join_pauses + 1), [Tell(sentence=why)]

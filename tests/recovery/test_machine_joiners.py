@@ -27,7 +27,7 @@ from elastic.control.events import (
     Voted,
 )
 from elastic.control.state import Phase
-from elastic.control.transitions import FAILED_JOINS, GATHERING_S, JOIN_PAUSE_S, LONGEST_JOIN_PAUSE_S
+from elastic.control.transitions import FAILED_JOINS, GATHERING_S, JOIN_PAUSE_S, LONGEST_JOIN_PAUSE_S, failed_join
 from tests.recovery.machines import FakeView, Machine, at_boundary, running
 
 # Joiners
@@ -223,6 +223,9 @@ def test_new_workers_are_tried_again_after_a_while_which_doubles_until_one_train
         pauses.append(round(job.now - started))
         job.die(worker)
     assert pauses == [30, 60, 120, 240, 480, 600, 600]
+    job.state = replace(job.state, join_pauses=5000, failed_joins=FAILED_JOINS - 1)  # as after a month
+    assert failed_join(job.state, job.state.next_worker, 0.0)[0].joins_from == LONGEST_JOIN_PAUSE_S
+    job.state = replace(job.state, failed_joins=FAILED_JOINS)
     assert "another new worker has died before a step was committed with new ones: no more are started for 600 s" in job.told
     job.wait(LONGEST_JOIN_PAUSE_S).ready(13).wait(GATHERING_S)
     job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover()
