@@ -18,7 +18,7 @@ from elastic.power.conditions import Condition, condition_of, power_error
 
 T = TypeVar("T")
 
-_LOOKS, _LOOK_S = 4, 0.1  # of a clock that somebody else may have locked; assumed to be longer than a change of clocks, not measured on a GPU
+_LOOKS, _LOOK_S = 4, 0.1  # of a clock that somebody may have locked; assumed, not measured, to be longer than a change of clocks
 
 _REASONS = {
     pynvml.nvmlClocksEventReasonGpuIdle: "idle",
