@@ -8,7 +8,8 @@
    idle_w otherwise. Seconds and watts by clock are those of a measured sweep (`sweep_*`, straight lines between its clocks); a GPU without
    one takes T (beta fmax / f + 1 - beta) seconds and static_w + dynamic_w (f / fmax)^3 watts.
 
-   As in NVML there is no function that reads a locked range: only the clock in force, and the reasons for it. */
+   As in NVML there is no function that reads a locked range: only the clock in force, and the reasons for it. A GPU becomes idle also
+   within a locked range that begins at its idle clock. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -219,7 +220,7 @@ int nvmlDeviceGetClockInfo(void *handle, unsigned type, unsigned *clock) {
     FIND(handle);
     if (type == MEMORY) *clock = gpu->memory_locked_max ? gpu->memory_locked_max : gpu->memory[0];
     else if (now() < gpu->busy_until) *clock = running_mhz(gpu, NULL);
-    else *clock = gpu->locked_min ? gpu->locked_min : gpu->idle_mhz;
+    else *clock = gpu->locked_min > gpu->idle_mhz ? gpu->locked_min : gpu->idle_mhz;
     return OK;
 }
 
@@ -315,7 +316,7 @@ int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *milliwatts) {
 int nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *reasons) {
     FIND(handle);
     running_mhz(gpu, reasons);
-    if (now() >= gpu->busy_until) *reasons = gpu->locked_max ? *reasons : REASON_IDLE;
+    if (now() >= gpu->busy_until) *reasons = gpu->locked_min > gpu->idle_mhz ? *reasons : REASON_IDLE;
     return OK;
 }
 

@@ -97,3 +97,8 @@ def power_error(condition: Condition, what: str, detail: str = "", advice: str |
     advice = advice or _ADVICE.get(condition)
     said = f"{what}: {condition.value}{f' ({detail})' if detail else ''}"
     return PowerError(said + (f"; {advice}" if advice else ""), condition=condition.value)
+
+
+def locked_by_somebody(uuid: str, mhz: int) -> PowerError:
+    """Makes the error for a GPU whose clock somebody else has locked."""
+    return power_error(Condition.SHARED, f"the clock of GPU {uuid} is locked to {mhz} MHz by somebody else")

@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from elastic.errors import PlanError
+from elastic.errors import PlanError, PowerError
 from elastic.plan.clock_change import Clocking, clocks_for, delay_shown
 from elastic.plan.clock_search import ClockSearch
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, JobSteps, Mode
 from elastic.plan.fleet import Fleet
+from elastic.power.conditions import locked_by_somebody
 from elastic.power.frequency_model import LEAST_CLOCKS, Measurement, fit
 from elastic.power.gpu_facts import GpuFacts
-from elastic.power.nvml import SupportedClocks
+from elastic.power.nvml import LOOKS, ClockLook, SupportedClocks
 from elastic.power.promise import LONGER, SLOWER, Promise
 from elastic.power.windows import Figures, Report, Window
 from elastic.view import View
@@ -57,7 +58,7 @@ class Cycle:
         self._window: Window | None = None
         self._swept: dict[str, list[Measurement]] = {}
         self._sweep: list[dict[int, int | None]] | None = None  # clocks to be measured; None: the usual ones come first
-        self._seen: dict[int, list[int]] = {}  # usual clocks of computing GPUs, by worker
+        self._seen: dict[int, list[ClockLook]] = {}  # at computing GPUs that this job has not locked, by worker
         self.message_s = 0.0  # the delay of messages that longer steps have shown
         self._promise: Promise | None = None
         self._again = False
@@ -108,9 +109,10 @@ class Cycle:
         """Whether `saw` is to be called: which clock is the usual one shows only while a GPU computes."""
         return self.state == "sweeping" and self._sweep is None
 
-    def saw(self, worker: int, mhz: int) -> None:
-        """Notes the clock of a GPU that computes and is not locked."""
-        self._seen.setdefault(worker, []).append(mhz)
+    def saw(self, worker: int, look: ClockLook) -> None:
+        """Notes the clock of a GPU that this job has not locked."""
+        if "idle" not in look.reasons:
+            self._seen.setdefault(worker, []).append(look)
 
     def noted(self, worker: int, report: Report, now: float) -> Orders:
         """Handles a report."""
@@ -148,11 +150,19 @@ class Cycle:
     def _planned_sweep(self, workers: Sequence[int]) -> list[dict[int, int | None]]:
         """Returns the clocks to measure. Those that were seen are the usual ones: many GPUs run above their application clock."""
         for worker in workers:
-            if seen := sorted(self._seen.get(worker, [])):
+            if seen := sorted(look.mhz for look in self._seen.get(worker, [])):
                 facts = self.facts[worker]
                 self.facts[worker] = replace(facts, usual_mhz=facts.nearest(seen[len(seen) // 2]))
         longest = max(len(self.facts[worker].swept) for worker in workers)
         return [{worker: _place(self.facts[worker].swept, place) for worker in workers} for place in range(1, longest)]
+
+    def _locked_by_somebody(self) -> PowerError | None:
+        """Returns the error for a GPU that had the clock of a lock whenever it was seen to compute: this job has set none so far."""
+        for worker, seen in self._seen.items():
+            telling = [look for look in seen if look.tells]
+            if len(telling) >= LOOKS and all(look.limited for look in telling):
+                return locked_by_somebody(self.facts[worker].uuid, max(look.mhz for look in telling))
+        return None
 
     def _set(self, state: str, clocks: dict[int, int | None], now: float) -> Orders:
         self.state, self.clocks = state, clocks
@@ -168,6 +178,8 @@ class Cycle:
     def _measured(self, figures: Figures, now: float) -> Orders:
         """Takes a window of the sweep, and sets the next clocks or makes the choice."""
         if self._sweep is None:
+            if (error := self._locked_by_somebody()) is not None:
+                return self.stopped(f"no clock is changed: {error}")
             self._sweep = self._planned_sweep(list(self.clocks))
         for worker, clock in self.clocks.items():
             facts = self.facts[worker]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from elastic.errors import PowerError
 from elastic.host.channel import Channel
-from elastic.host.process import name_process
+from elastic.host.process import continue_without_parent, name_process
 from elastic.power.keeper import Keeper, restore_left
 from elastic.power.nvml import Nvml
 from elastic.power.records import Records
@@ -25,6 +25,7 @@ from elastic.power.session import answered
 def main() -> None:
     """Runs a guardian; argv is the descriptor of the agent's socket, the directory of the records, and the job's name."""
     name_process("elastic-clocks")
+    continue_without_parent()  # else a stopped guardian keeps the clocks of an agent that has ended
     descriptor, directory, job = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -289,13 +289,12 @@ class JobPower:
         if device is None or device.lost or (clock is None and not self.cycle.looks):
             return
         try:
-            reasons, now_mhz = device.gpu.reasons(), device.gpu.clock_mhz()
+            if clock is None:
+                self.cycle.saw(worker, device.gpu.look())
+            elif device.gpu.reasons() & THROTTLES and (now_mhz := device.gpu.clock_mhz()) < clock:
+                self.cycle.throttled(worker, now_mhz, time.monotonic())
         except PowerError:
             return  # reading its energy says so
-        if clock is None and "idle" not in reasons:
-            self.cycle.saw(worker, now_mhz)
-        elif clock is not None and reasons & THROTTLES and now_mhz < clock:
-            self.cycle.throttled(worker, now_mhz, time.monotonic())
 
     def _look(self) -> None:
         """Reads GPUs without a counter, takes Xid events, and replaces a guardian that has died."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from elastic.errors import PowerError
-from elastic.power.conditions import Condition, power_error
-from elastic.power.nvml import Nvml
+from elastic.power.conditions import Condition, locked_by_somebody, power_error
+from elastic.power.nvml import Gpu, Nvml
 from elastic.power.records import Owned, Records
 
 _TRIES, _PAUSE_S = 5, 0.05
@@ -26,6 +26,7 @@ class Keeper:
         self._nvml, self._records, self._job, self._allowed = nvml, records, job, allowed
         self._owned: dict[str, Owned] = {}
         self._locked = set[str]()  # also if somebody removes their records
+        self._free = set[str]()  # seen to have no lock of somebody else, or locked by this process
 
     def take(self, uuid: str, own: Collection[int] = ()) -> None:
         """Takes a GPU, and removes what a killed process has left on it. `own` are the processes of the job that may compute on it.
@@ -44,8 +45,9 @@ class Keeper:
             if owned.left:
                 gpu.unlock()
                 owned.forget()
-            elif (mhz := gpu.locked_by_other()) is not None:
-                raise power_error(Condition.SHARED, f"the clock of GPU {uuid} is locked to {mhz} MHz by somebody else")
+                self._free.add(uuid)
+            else:
+                self._look(gpu)
             if others := [pid for pid in gpu.processes() if pid not in own]:
                 raise power_error(Condition.SHARED, f"GPU {uuid} is used by other processes too ({', '.join(map(str, others))})")
         except PowerError:
@@ -55,16 +57,23 @@ class Keeper:
         self._owned[uuid] = owned
 
     def claim(self, uuid: str, own: Collection[int] = ()) -> None:
-        """Takes a GPU, and tries whether its clock may be set: removes a lock that is not there. Raises PowerError."""
+        """Takes a GPU, and tries whether its clock may be set: removes a lock that is not there. Raises PowerError.
+
+        A GPU that does not compute may have one of somebody else, which does not show: there the first own lock tells what may be set.
+        """
         self.take(uuid, own)
         self.unlock(uuid)
-        self._nvml.gpu(uuid).unlock()
+        if uuid in self._free:
+            self._nvml.gpu(uuid).unlock()
 
     def lock(self, uuid: str, mhz: int, own: Collection[int] = ()) -> int:
         """Locks the clock of a GPU, and returns the clock that is read back. Raises PowerError, and then nothing has changed."""
         self.take(uuid, own)
         gpu, owned = self._nvml.gpu(uuid), self._owned[uuid]
         gpu.supported().check(mhz, uuid)
+        if uuid not in self._free:
+            self._look(gpu, patient=True)
+            self._free.add(uuid)
         fresh = not owned.left and uuid not in self._locked
         owned.record(self._job, mhz)
         self._locked.add(uuid)
@@ -83,6 +92,14 @@ class Keeper:
             self._nvml.gpu(uuid).unlock()
             self._forget(uuid)
 
+    def _look(self, gpu: Gpu, *, patient: bool = False) -> None:
+        """Raises PowerError if somebody else has locked the clock."""
+        found = gpu.locked_by_other(patient=patient)
+        if found.mhz is not None:
+            raise locked_by_somebody(gpu.uuid, found.mhz)
+        if found.known:
+            self._free.add(gpu.uuid)
+
     def _forget(self, uuid: str) -> None:
         self._locked.discard(uuid)
         self._owned[uuid].forget()
@@ -96,6 +113,7 @@ class Keeper:
             owned.release()
         self._owned.clear()
         self._locked.clear()
+        self._free.clear()
         return complaints
 
 

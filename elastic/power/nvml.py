@@ -18,7 +18,10 @@ from elastic.power.conditions import Condition, condition_of, power_error
 
 T = TypeVar("T")
 
-_LOOKS, _LOOK_S = 4, 0.1  # of a clock that somebody may have locked; assumed, not measured, to be longer than a change of clocks
+LOOKS, _LOOK_S = 4, 0.1
+"""How often a lock of somebody else has to show, and the pause between; assumed, not measured, to be longer than a change of clocks."""
+
+_MOST_LOOKS = 10  # if the GPU waits in some of them
 
 _REASONS = {
     pynvml.nvmlClocksEventReasonGpuIdle: "idle",
@@ -59,6 +62,28 @@ class SupportedClocks:
             near = min(self.graphics, key=lambda each: abs(each - mhz), default=None)
             beside = "it supports none" if near is None else f"the nearest of its {len(self.graphics)} clocks is {near} MHz"
             raise power_error(Condition.BAD_CLOCK, f"GPU {uuid} cannot be locked to {mhz} MHz", beside)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockLook:
+    """A look at the graphics clock: its MHz, the reasons for it, and whether a GPU that nobody has locked would have another one."""
+
+    mhz: int
+    reasons: frozenset[str]
+    limited: bool
+
+    @property
+    def tells(self) -> bool:
+        """Whether a lock would show: the GPU computes, and nothing else keeps its clock low."""
+        return not self.reasons & (THROTTLES | {"idle"})
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLock:
+    """What is known of a lock that somebody else may have set: its MHz if there is one. Nothing is `known` if the GPU did not compute."""
+
+    known: bool
+    mhz: int | None = None
 
 
 class Nvml:
@@ -194,27 +219,35 @@ class Gpu:
         """Returns the processes that compute on it, as far as the driver shows them: in a container it may show none."""
         return [each.pid for each in self._call("its processes cannot be read", pynvml.nvmlDeviceGetComputeRunningProcesses)]
 
-    def locked_by_other(self) -> int | None:
-        """Returns the clock in MHz that somebody else has locked, None if nobody has. Call it before the first own lock.
+    def look(self) -> ClockLook:
+        """Looks at the clock, which shows a lock only while the GPU computes. It may begin or end work meanwhile: that tells nothing.
 
-        A GPU that is neither idle nor throttled runs at its application clock, or above it without a setting that limits it; one that is
-        locked does not become idle. A lock above the application clock that the driver does not give as a reason is not seen. A GPU that
-        begins or ends work shows other clocks for a moment, so a lock has to show `_LOOKS` times in a row. It may show as more than one
-        clock: within a range, a GPU has the highest one while it computes and a lower one while it waits. The highest is returned.
+        A GPU that is neither idle nor throttled runs at its application clock, or above it without a setting that limits it. A lock above
+        the application clock that the driver does not give as a reason is not seen.
         """
-        highest = 0
-        for look in range(_LOOKS):
-            if look:
-                time.sleep(_LOOK_S)
-            if (mhz := self._suspicious_mhz()) is None:
-                return None
-            highest = max(highest, mhz)
-        return highest
-
-    def _suspicious_mhz(self) -> int | None:
-        """Returns the present clock if it looks like a lock. The GPU may begin or end work between two calls."""
         before, now_mhz, usual_mhz = self.reasons(), self.clock_mhz(), self.usual_mhz()
         reasons = before | self.reasons()
-        if reasons & (THROTTLES | {"idle"}):
-            return None
-        return now_mhz if now_mhz < usual_mhz or (now_mhz > usual_mhz and "setting" in reasons) else None
+        limited = now_mhz < usual_mhz or (now_mhz > usual_mhz and "setting" in reasons)
+        return ClockLook(now_mhz, reasons, limited)
+
+    def locked_by_other(self, *, patient: bool = False) -> ForeignLock:
+        """Returns what is known of a lock of somebody else. Call it before the first own lock.
+
+        A GPU that begins work shows other clocks for a moment, so a lock has to show `LOOKS` times, and in each look that tells something.
+        It may show as more than one clock: within a range, a GPU has the highest one while it computes and a lower one while it waits, and
+        then it may say that it is idle. The highest is returned. A GPU that is idle at the first look is not known, unless `patient`.
+        """
+        highest = told = 0
+        for number in range(_MOST_LOOKS if patient else LOOKS):
+            if number:
+                time.sleep(_LOOK_S)
+            look = self.look()
+            if look.tells and not look.limited:
+                return ForeignLock(known=True)
+            if look.tells:
+                highest, told = max(highest, look.mhz), told + 1
+            elif not patient:
+                break
+            if told == LOOKS:
+                return ForeignLock(known=True, mhz=highest)
+        return ForeignLock(known=False)

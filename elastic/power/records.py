@@ -94,11 +94,14 @@ class Owned:
     def left(self) -> bool:
         """Whether a lock of this boot was left: its record names this boot, or cannot be read. A record of another boot is removed."""
         try:
-            text = self._path.read_text()
+            mode = self._path.lstat().st_mode
+            text = self._path.read_text() if stat.S_ISREG(mode) else ""
         except FileNotFoundError:
             return False
         except (OSError, UnicodeDecodeError):
             return True
+        if stat.S_ISDIR(mode):
+            return False  # the runtime makes none, and cannot remove it either
         with suppress(ValueError, TypeError, RecursionError):
             record = ClockRecord(**json.loads(text))
             if isinstance(record.boot, str) and record.boot and self._boot and record.boot != self._boot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -74,6 +75,18 @@ def test_without_permission_one_line_says_what_to_do_and_the_training_goes_on(st
     assert len(told) == 1, told
     assert "start `elastic power-daemon` as root" in told[0]
     assert sum(gpu.sets for gpu in standin.gpus) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("least", [135, 450])
+def test_a_range_that_an_operator_has_locked_stays_and_one_line_names_it(standin, tmp_path, capfd, least):
+    standin.gpus[0].locked_min, standin.gpus[0].locked_max = least, 990
+    result = Training(standin, tmp_path / "a").run("energy")
+    told = [line for line in capfd.readouterr().err.splitlines() if "clock" in line]
+    assert result.value[0]
+    assert len(told) == 1, told
+    assert re.search(rf"GPU {standin.uuids[0]} is locked to ({least}|990) MHz by somebody else", told[0])
+    assert (standin.gpus[0].locked_min, standin.gpus[0].locked_max, standin.gpus[0].resets) == (least, 990, 0)
 
 
 @pytest.mark.long

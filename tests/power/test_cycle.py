@@ -15,7 +15,7 @@ from elastic.plan.planner import plan
 from elastic.plan.workload import LayerCost, Workload
 from elastic.power.cycle import TRIES, Cycle, Orders
 from elastic.power.gpu_facts import GpuFacts
-from elastic.power.nvml import SupportedClocks
+from elastic.power.nvml import ClockLook, SupportedClocks
 from elastic.power.promise import Promise
 from elastic.power.windows import SECONDS, STEPS, Figures, Report, Window, WorkerFigures
 from elastic.view import Member, View
@@ -324,11 +324,38 @@ def test_the_usual_clock_is_the_one_that_is_seen_while_gpus_compute():
     for worker in gpus.view.workers:
         for mhz in (1485, 1490, 1305):
             assert cycle.looks
-            cycle.saw(worker, mhz)
+            cycle.saw(worker, ClockLook(mhz, frozenset(), mhz < 1485))
+        cycle.saw(worker, ClockLook(135, frozenset({"idle"}), True))
     said = finished(cycle, gpus)
     assert {each.usual for each in cycle.choices.values()} == {1485}
     assert not cycle.looks
     assert " MHz from 1485" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("looks", "locked"),
+    [
+        ([(990, "")] * 4, True),
+        ([(990, ""), (135, "idle")] * 4, True),
+        ([(990, ""), (900, "heat")] * 4, True),
+        ([(990, "")] * 3, False),
+        ([(990, "")] * 9 + [(1305, "")], False),
+        ([(990, "power cap")] * 9, False),
+        ([(135, "idle")] * 9, False),
+    ],
+)
+def test_a_lock_of_somebody_else_shows_while_the_usual_clocks_are_measured(looks, locked):
+    cycle, gpus, _ = begun("energy")
+    worker = gpus.view.workers[1]
+    for mhz, reason in looks:
+        cycle.saw(worker, ClockLook(mhz, frozenset({reason} - {""}), mhz < 1305))
+    if not locked:
+        assert not any("somebody else" in line for line in finished(cycle, gpus))
+        return
+    (said,) = [line for _ in range(10) for line in gpus.run(cycle)]
+    assert said.startswith("no clock is changed: ")
+    assert f"{cycle.facts[worker].uuid} is locked to 990 MHz by somebody else" in said
+    assert cycle.mode is None
 
 
 def test_the_promised_share_is_of_all_gpus_also_where_some_have_no_model():

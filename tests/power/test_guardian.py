@@ -89,6 +89,14 @@ def test_the_guardian_restores_the_clocks_of_an_agent_that_is_killed(setter, sta
     assert restored(standin, 5.0)
 
 
+def test_a_guardian_that_is_stopped_goes_on_when_its_agent_is_killed(setter, standin):
+    agent = setter("a", (standin.uuids[0], 1080))
+    os.kill(agent.guardian, signal.SIGSTOP)
+    agent.process.kill()
+    assert restored(standin, 5.0)
+    assert wait_for_end(agent.guardian, 10)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_guardian_that_is_killed_has_a_successor_that_restores(setter, standin, number):

@@ -15,7 +15,7 @@ import pytest
 from elastic.errors import PowerError
 from elastic.power import nvml as nvml_module
 from elastic.power.conditions import Condition, condition_of
-from elastic.power.nvml import Gpu, Nvml
+from elastic.power.nvml import ForeignLock, Gpu, Nvml
 from examples.nvml_standin import NEGATIVE, NOBODY, GpuKind, StandIn, build, computing
 
 ROOT = Path(__file__).parents[2]
@@ -163,13 +163,13 @@ def test_a_driver_that_vanishes(nvml, standin):
 
 def test_a_lock_of_somebody_else_is_noticed(nvml, standin):
     gpu = nvml.gpu(standin.uuids[0])
-    assert gpu.locked_by_other() is None
+    assert gpu.locked_by_other() == ForeignLock(known=False)
     standin.gpus[0].busy_until = time.monotonic() + 60
-    assert gpu.locked_by_other() is None
+    assert gpu.locked_by_other() == ForeignLock(known=True)
     standin.gpus[0].busy_until = 0
     for mhz in (1080, 1485, 630):
         standin.gpus[0].locked_min = standin.gpus[0].locked_max = mhz
-        assert gpu.locked_by_other() == mhz
+        assert gpu.locked_by_other() == ForeignLock(known=True, mhz=mhz)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3])
@@ -191,8 +191,9 @@ def test_a_gpu_that_begins_or_ends_work_while_it_is_looked_at_is_not_locked(nvml
     monkeypatch.setattr(Gpu, "reasons", seen(reasons))
     for busy_until in (time.monotonic() + 60, 0):
         standin.gpus[0].busy_until = busy_until
-        done.clear()
-        assert gpu.locked_by_other() is None
+        for patient in (False, True):
+            done.clear()
+            assert gpu.locked_by_other(patient=patient).mhz is None
 
 
 def test_a_gpu_whose_clock_rises_while_it_is_looked_at_is_not_locked(nvml, standin, monkeypatch):
@@ -200,21 +201,31 @@ def test_a_gpu_whose_clock_rises_while_it_is_looked_at_is_not_locked(nvml, stand
     standin.gpus[0].busy_until = time.monotonic() + 60
     gpu, rising = nvml.gpu(standin.uuids[0]), iter([300, 600, 900, 1305])
     monkeypatch.setattr(Gpu, "clock_mhz", lambda self: next(rising))
-    assert gpu.locked_by_other() is None
+    assert gpu.locked_by_other() == ForeignLock(known=True)
     monkeypatch.setattr(Gpu, "clock_mhz", lambda self: 600)
-    assert gpu.locked_by_other() == 600
+    assert gpu.locked_by_other() == ForeignLock(known=True, mhz=600)
 
 
-def test_a_range_that_somebody_has_locked_shows_as_more_than_one_clock(nvml, standin, monkeypatch):
-    """`nvidia-smi -lgc 135,990` on a GPU that computes and waits in turns."""
-    standin.gpus[0].locked_min, standin.gpus[0].locked_max = 135, 990
+@pytest.mark.parametrize(("least", "patient"), [(450, False), (450, True), (135, True)])
+def test_a_range_that_somebody_has_locked_shows_as_more_than_one_clock(nvml, standin, monkeypatch, least, patient):
+    """`nvidia-smi -lgc 450,990` on a GPU that computes and waits in turns; with 135, its idle clock, it says meanwhile that it is idle."""
+    standin.gpus[0].locked_min, standin.gpus[0].locked_max = least, 990
     turns = itertools.cycle([time.monotonic() + 60, 0])
 
     def pause(_: float) -> None:
         standin.gpus[0].busy_until = next(turns)
 
     monkeypatch.setattr(nvml_module.time, "sleep", pause)
-    assert nvml.gpu(standin.uuids[0]).locked_by_other() == 990
+    assert nvml.gpu(standin.uuids[0]).locked_by_other(patient=patient) == ForeignLock(known=True, mhz=990)
+
+
+def test_nothing_is_known_of_a_lock_while_a_gpu_does_not_compute(nvml, standin, monkeypatch):
+    monkeypatch.setattr(nvml_module, "_LOOK_S", 0.001)
+    gpu = nvml.gpu(standin.uuids[0])
+    standin.gpus[0].locked_min, standin.gpus[0].locked_max = 135, 990
+    assert [gpu.locked_by_other(patient=patient).known for patient in (False, True)] == [False, False]
+    standin.gpus[0].busy_until, standin.gpus[0].thermal_mhz = time.monotonic() + 60, 900
+    assert [gpu.locked_by_other(patient=patient).known for patient in (False, True)] == [False, False]
 
 
 def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin):
@@ -222,7 +233,7 @@ def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin
     standin.gpus[0].busy_until = time.monotonic() + 60
     gpu = nvml.gpu(standin.uuids[0])
     assert (gpu.clock_mhz(), gpu.usual_mhz()) == (1530, 1305)
-    assert gpu.locked_by_other() is None
+    assert gpu.locked_by_other() == ForeignLock(known=True)
 
 
 def test_a_negative_power_is_read_as_such(nvml, standin):

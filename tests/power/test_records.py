@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import resource
 import shutil
+import time
 
 import pytest
 
@@ -86,6 +89,35 @@ def test_a_clock_that_an_operator_has_locked_is_left_alone(keeper, standin):
     assert "locked to 1215 MHz by somebody else" in str(error)
     assert keeper.close() == []
     assert standin.locked == [1215, 0, 0, 0]
+
+
+@pytest.fixture
+def waiting(standin, monkeypatch):
+    """A GPU that an operator has locked by `nvidia-smi -lgc 135,990`: it says that it is idle between pieces of work. It waits now."""
+    standin.gpus[0].locked_min, standin.gpus[0].locked_max = 135, 990
+    turns = itertools.cycle([time.monotonic() + 60, 0])
+    monkeypatch.setattr("elastic.power.nvml.time.sleep", lambda _: setattr(standin.gpus[0], "busy_until", next(turns)))
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_range_that_an_operator_has_locked_is_left_alone(keeper, standin):
+    keeper.claim(standin.uuids[0])
+    assert standin.locked[0] == 990
+    error = refused(keeper.lock, standin.uuids[0], 1080)
+    assert "locked to 990 MHz by somebody else" in str(error)
+    keeper.unlock(standin.uuids[0])
+    assert keeper.close() == []
+    assert (standin.gpus[0].locked_min, standin.gpus[0].locked_max) == (135, 990)
+    assert standin.gpus[0].resets == 0
+
+
+def test_a_gpu_that_computes_without_a_lock_is_tried_for_permission(keeper, standin):
+    standin.gpus[0].busy_until = time.monotonic() + 60
+    keeper.claim(standin.uuids[0])
+    assert standin.gpus[0].resets == 1
+    standin.gpus[0].may_set = NOBODY
+    assert refused(keeper.claim, standin.uuids[0]).condition == Condition.NO_PERMISSION.value
+    keeper.close()
 
 
 def test_without_permission_nothing_is_recorded(keeper, standin, directory):
@@ -221,6 +253,22 @@ def test_a_record_of_any_garbage_counts_as_left(directory):
         owned = records.own("GPU-0")
         assert owned.left
         owned.release()
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_counts_as_left_and_is_removed(standin, directory, made):
+    records = Records(directory)
+    made(directory / f"{standin.uuids[0]}.json")
+    assert restore_left(directory) == ([standin.uuids[0]], [])
+    assert records.uuids() == []
+
+
+def test_a_directory_in_the_place_of_a_record_is_refused_when_a_clock_is_set(keeper, standin, directory):
+    Records(directory)
+    (directory / f"{standin.uuids[0]}.json").mkdir()
+    assert restore_left(directory) == ([], [])
+    assert "no record of it can be written" in str(refused(keeper.lock, standin.uuids[0], 1080))
+    assert standin.gpus[0].sets == 0
 
 
 def test_a_directory_that_cannot_be_looked_at_is_no_error_for_jobs_without_clocks(tmp_path, monkeypatch):
