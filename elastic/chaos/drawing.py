@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from elastic.observe.activity import RECOVERY_PHASES
+from elastic.observe.incident import counted
 
 WIDTH = 1000
 _LEFT, _RIGHT, _LEAST = 92, 12, 3.0
@@ -99,7 +100,7 @@ def _layouts(layouts: Sequence[Mapping[str, Any]], seconds: float, y: float) -> 
     for index, each in enumerate(layouts):
         end = layouts[index + 1]["at"] if index + 1 < len(layouts) else seconds
         x, width = _x(each["at"], seconds), _x(end, seconds) - _x(each["at"], seconds)
-        title = f"epoch {each['epoch']} from step {each['step']}: {each['workers']} workers, {each['layout']}"
+        title = f"epoch {each['epoch']} from step {each['step']}: {counted(each['workers'], 'worker')}, {each['layout']}"
         found.append(_box(x, y, width - 1, 24, f"epoch{index % 2}", title))
         label = next((text for text in (f"{each['epoch']}: {each['layout']}", f"{each['epoch']}", "") if len(text) * 6.6 + 8 < width), "")
         found.append(_text(x + 5, y + 16, label, "inside"))

@@ -26,7 +26,7 @@ class Apply:
     `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
     every generator keyed. `scale`: the gradients were computed with losses times this; `overflowed`: they are not finite, and a smaller one
-    is tried in the next step.
+    is tried in the next step. `stray`: which workers have another sample than the others, in words.
     """
 
     step: int
@@ -47,6 +47,7 @@ class Apply:
     skipped: str | None = None
     scale: float = 1.0
     overflowed: bool = False
+    stray: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; all are numbers and strings."""
@@ -57,7 +58,8 @@ class Apply:
 class Wishes:
     """Requests of one member with its READY: to stop or pause after the step, or to `save` the one before it, which `no_save` forbids.
 
-    `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members.
+    `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members. `sample`: whether this member has
+    committed a step, and a checksum of what all members must compute alike, which some may leave out.
     """
 
     settings: str = ""
@@ -66,6 +68,7 @@ class Wishes:
     save: bool = False
     no_save: bool = False
     saved: Any = None
+    sample: tuple[bool, str] | None = None
 
 
 def decide(
@@ -114,7 +117,16 @@ def decide(
         skipped=skipped,
         scale=factor,
         overflowed=overflowed,
+        stray=_stray({worker: said["sample"] for worker, (said, _) in ready.items() if said["sample"] is not None}),
     )
+
+
+def _stray(samples: Mapping[int, tuple[bool, str]]) -> str | None:
+    """Returns the workers with another sample than most of those that have committed a step, or than most of all if none has."""
+    proven = [found for known, found in samples.values() if known] or [found for _, found in samples.values()]
+    usual = max(sorted(set(proven)), key=proven.count, default=None)
+    strays = sorted(worker for worker, (_, found) in samples.items() if found != usual)
+    return f"worker{'s' * (len(strays) > 1)} {', '.join(map(str, strays))}" if strays else None
 
 
 def rows(leaves: Sequence[LossLeaf]) -> list[list[Any]]:

@@ -244,11 +244,11 @@ def _outcome(incident: Incident) -> str:
     if incident.lost_ms is not None:
         parts.append(f"lost {_seconds(incident.lost_ms)} of {_redone(incident)}" if incident.steps_redone != 0 else "no step redone")
     elif incident.steps_redone is not None:
-        parts.append(f"{_count(incident.steps_redone, 'step')} redone")
+        parts.append(f"{counted(incident.steps_redone, 'step')} redone")
     if incident.micro_batches_kept:
         parts.append(f"{incident.micro_batches_kept} of its micro-batches kept")
     if incident.samples_lost is not None:
-        parts.append(f"{_count(incident.samples_lost, 'sample')} lost")
+        parts.append(f"{counted(incident.samples_lost, 'sample')} lost")
     if incident.redo_taken_over_ms:
         parts.append(f"{_seconds(incident.redo_taken_over_ms)} for what others were to compute")
     if incident.stall_ms is not None:
@@ -267,7 +267,8 @@ def _redone(incident: Incident) -> str:
     return "a step" if incident.step is None else f"step {incident.step}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Formats a number of things; `noun` names one."""
     return f"{number or 'no'} {noun}{'' if number in (0, 1) else 's'}"
 
 
@@ -280,4 +281,4 @@ def _size(count: int) -> str:
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
-    return _count(count, "byte") if count else "nothing"
+    return counted(count, "byte") if count else "nothing"

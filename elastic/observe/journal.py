@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.observe import incident
-from elastic.observe.incident import Incident
+from elastic.observe.incident import Incident, counted
 from elastic.observe.json_lines import append_lines
 
 Event = Mapping[str, Any]
@@ -108,7 +108,7 @@ def _text(kind: str, event: Event) -> str:
     if kind == "incident":
         return incident.timeline(Incident.from_json(event["incident"]))
     if kind == "view":
-        return f"epoch {event['epoch']}: {event['layout']}, {len(event['workers'])} workers"
+        return f"epoch {event['epoch']}: {event['layout']}, {counted(len(event['workers']), 'worker')}"
     if kind == "begun":
         return f"job {event['job']} begins, agent process {event['pid']}"
     if kind == "save":

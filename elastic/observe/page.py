@@ -14,7 +14,7 @@ from elastic.host.rundir import RunDirectory
 from elastic.observe import drawing, incident
 from elastic.observe.activity import RECOVERY_PHASES
 from elastic.observe.drawing import LEFT, WIDTH, Scale
-from elastic.observe.incident import Incident
+from elastic.observe.incident import Incident, counted
 from elastic.observe.journal import LinesReader
 from elastic.observe.step_log import utilization
 from elastic.observe.top import operations
@@ -169,7 +169,8 @@ def _layout(events: Sequence[Line], first: float, last: float, scale: Scale) -> 
             each["at"] - first,
             end - first,
             f"{each['epoch']}: {each['layout']}",
-            f"epoch {each['epoch']}: {len(each['workers'])} workers, {each['layout']}, from {clock(max(0.0, each['at'] - first))}",
+            f"epoch {each['epoch']}: {counted(len(each['workers']), 'worker')}, {each['layout']}, "
+            f"from {clock(max(0.0, each['at'] - first))}",
         )
         for each, end in zip(views, ends, strict=True)
     ]

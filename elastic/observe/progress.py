@@ -7,6 +7,8 @@ from typing import Protocol
 
 from rich.console import Console
 
+from elastic.observe.incident import counted
+
 LINES_EVERY_S = 5.0
 
 
@@ -35,7 +37,7 @@ def describe(report: StepLike, steps: int) -> str:
     """Formats a report, such as `12 of 40 steps done  loss 3.1416  5,210 tokens/s  epoch 1  4 workers  [0-4]x2 [5-9]x2`."""
     tokens = report.tokens_per_second
     speed = f"{tokens:,.0f} tokens/s" if tokens else f"{report.samples_per_second:,.1f} samples/s"
-    people = "1 worker" if report.workers == 1 else f"{report.workers} workers"
+    people = counted(report.workers, "worker")
     return f"{report.step + 1} of {steps} steps done  loss {report.loss:.4f}  {speed}  epoch {report.epoch}  {people}  {report.layout}"
 
 

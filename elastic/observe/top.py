@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from elastic.observe.incident import counted
+
 _HEAD = 7  # lines besides workers, links and events
 _EVENTS, _LINKS = 5, 4
 _OLD_S = 3.0
@@ -21,7 +23,7 @@ def shown(live: Mapping[str, Any], events: Sequence[str], height: int = 0, *, no
     events = [*events][-_EVENTS:]
     links = _links(live, _LINKS if height else len(live["links"]))
     room = max(3, height - _HEAD - len(events) - len(links) - 2 * len(live["hosts"][1:2])) if height else len(live["workers"])
-    parts: list[RenderableType] = [*_head(live, now), _hosts(live), _workers(live, room)]
+    parts: list[RenderableType] = [*_head(live, now), _hosts(live), _workers(live, room, ended=now is None)]
     parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in links]
     parts += [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in events]
     return Group(*parts)
@@ -39,7 +41,7 @@ def _head(live: Mapping[str, Any], now: float | None) -> list[RenderableType]:
     first = Text(f"{live['job']}: {phase}{age}", style="bold")
     memory = sum(each["memory"] or 0 for each in live["workers"])
     second = f"{step}{loss}{pace}"
-    third = f"epoch {live['epoch']}  {live['layout']}  {live['incidents']} incidents  {size(memory)} in all"
+    third = f"epoch {live['epoch']}  {live['layout']}  {counted(live['incidents'], 'incident')}  {size(memory)} in all"
     return [first, *(Text(line, no_wrap=True, overflow="ellipsis") for line in (second, third))]
 
 
@@ -57,16 +59,16 @@ def _hosts(live: Mapping[str, Any]) -> Text:
     for host in live["hosts"]:
         marks = [*(["coordinates"] if host["name"] == live["coordinator"] else []), *(["is drained"] if host["draining"] else [])]
         rack = f" in {host['rack']}" if host["rack"] else ""
-        words.append(f"{host['name']}{rack}: {counts.get(host['name'], 0)} workers{', ' + ', '.join(marks) if marks else ''}")
+        words.append(f"{host['name']}{rack}: {counted(counts.get(host['name'], 0), 'worker')}{', ' + ', '.join(marks) if marks else ''}")
     return Text(f"hosts: {'; '.join(words)}", no_wrap=True, overflow="ellipsis")
 
 
-def _workers(live: Mapping[str, Any], room: int) -> Table:
+def _workers(live: Mapping[str, Any], room: int, *, ended: bool) -> Table:
     stages = {worker: number for number, (_, _, members) in enumerate(live["stages"]) for worker in members}
     paces = sorted(each["step_s"] for each in live["workers"] if each["step_s"])
     usual = paces[len(paces) // 2] if paces else 0.0
     newest = max((each["step"] for each in live["workers"] if each["step"] is not None and not each["spare"]), default=0)
-    rows = [(each, _trouble(each, usual, newest)) for each in live["workers"]]
+    rows = [(each, not ended and _trouble(each, usual, newest)) for each in live["workers"]]
     if len(rows) > room:
         rows = sorted(rows, key=lambda row: (not row[1], row[0]["worker"]))[:room]
     more = len(live["workers"]) - len(rows)
@@ -76,8 +78,8 @@ def _workers(live: Mapping[str, Any], room: int) -> Table:
     for each, trouble in rows:
         stage = "spare" if each["spare"] else str(stages.get(each["worker"], ""))
         pid, step = ("" if each[name] is None else str(each[name]) for name in ("pid", "step"))
-        words = [str(each["worker"]), pid, each["host"], stage, _doing(each), step]
-        words += [seconds(each["for_s"]), seconds(each["step_s"]), "" if each["memory"] is None else size(each["memory"])]
+        words = [str(each["worker"]), pid, each["host"], stage, "has ended" if ended else _doing(each), step]
+        words += ["" if ended else seconds(each["for_s"]), seconds(each["step_s"]), "" if each["memory"] is None else size(each["memory"])]
         table.add_row(*words, style="yellow" if trouble else "")
     if more > 0:
         table.add_row("...", "", f"and {more} more")
@@ -111,7 +113,7 @@ def _links(live: Mapping[str, Any], most: int) -> list[str]:
 
 def operations(count: float) -> str:
     """Formats a number of floating-point operations."""
-    for unit, factor in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+    for unit, factor in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count:.0f} FLOP"

@@ -64,6 +64,8 @@ class WorkerRuntime:
         self._waiting = WaitReporter(job)
         self._links_told: dict[int, LinkRates] = {}
         self._damaged_at: list[int] = []  # steps at which this worker found damaged memory
+        self._met = set[int]()  # the workers with whom this one has committed a step
+        self.sample: Callable[[int], str | None] | None = None  # computes what all members must compute alike in a step
         self.unseen: Apply | None = None
         self.pausing = False
         self.leaves = False  # `train_fn` has returned from within a loop
@@ -152,6 +154,12 @@ class WorkerRuntime:
         the `final` step: a joiner would not take part in the remaining collectives.
         """
         job, step = self._job, self.step
+        if not self._takes_sample():
+            sample = None
+        elif not self.settled():
+            return None
+        else:
+            sample = self._sampled(step)
         known = step <= max(self._yielded, self._yielded_by_others)  # a worker yielded it already, so the job cannot stop before it
         before = self._history.answer(step)  # an earlier decision on it holds
         try:
@@ -163,7 +171,7 @@ class WorkerRuntime:
             def wishes() -> Wishes:
                 stop = before.stop if before is not None else job.stop_requested and not known
                 pause = job.pause_requested and not known and not final
-                return Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
+                return Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings, sample=sample)
 
             with self._waiting.at(epoch, step, computes=True, calls=self._calls):
                 answer = self.engine.compute(step, self._batch, wishes)
@@ -178,12 +186,24 @@ class WorkerRuntime:
                 f"step {step} cannot be taken: {difference}. A loop body must set the same values on every worker: decide by values that "
                 "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
             )
+        if answer.stray is not None:
+            raise MismatchError(_unlike(answer.stray, step))
+        self._met |= {*self.engine.view.workers}
         self._history.committed(job, epoch, self.engine.executor.taken_over_s)
         self._rewound = self._rewound and known
         if self._retained and self.step >= self._retained_until:
             self.engine.retain_nothing()
             self._retained = ()  # a step of this view is committed: the previous view's copies are no longer needed
         return answer
+
+    def _takes_sample(self) -> bool:
+        """Whether there is a worker with whom this one has committed no step yet."""
+        return self.sample is not None and len(self.engine.view.workers) > 1 and not self._met.issuperset(self.engine.view.workers)
+
+    def _sampled(self, step: int) -> tuple[bool, str] | None:
+        assert self.sample is not None
+        found = self.sample(step)
+        return None if found is None else (bool(self._met), found)
 
     def _tell(self) -> dict[str, Any]:
         """Returns the report of this worker's speed and links for the agent."""
@@ -427,3 +447,16 @@ def _forgettable(name: str, step: int) -> bool:
     """Returns whether no worker can reach this place any more; every worker that joins passes the places outside loops."""
     after, place, _ = name.split("/")
     return place in ("body", "close") and int(after) < step - 1
+
+
+def _unlike(who: str, step: int) -> str:
+    """Says that these workers compute other gradients than the others."""
+    return (
+        f"step {step} cannot be taken: {who} found other gradients than other workers for the same micro-batch of it, with the same "
+        "parameters and random numbers. The body of the loop uses a value that differs between workers: most likely a variable that the "
+        "loop changes, and that a worker which joins has from the start of train_fn (a coefficient that decays with each epoch, a teacher "
+        "model, a queue); or one of its worker's number, host or environment. Compute such a value from loader.report.step, or from the "
+        "number of the epoch that loader.epochs yields; or keep it in an object with state_dict and load_state_dict, change it where "
+        "loader.report is not None, and give it to loader.register_for_checkpointing. If the body has none, the processors of these hosts "
+        "compute other bits (fix isa=). exact=False allows it"
+    )

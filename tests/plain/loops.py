@@ -337,6 +337,63 @@ def between_epochs(job: Job, epochs: int = 4, **options: Any) -> dict[str, Any]:
     return {"reports": reports, "digest": loader.digest()}
 
 
+def restarting(job: Job, counts: str) -> dict[str, Any]:
+    """A scheduler that is given the place in the training."""
+    net = model()
+    optimizer = adamw(net)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10)
+    net, optimizer, loader, scheduler = job.prepare(net, optimizer, batch, scheduler=scheduler, steps=STEPS, **SIZES)
+    reports: list[Any] = []
+    for body, (x, y) in enumerate(loader):
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if counts == "bodies":
+            scheduler.step(body / 100)
+        if (report := loader.report) is not None:
+            reports.append((report.step, report.lr))
+            if counts == "steps":
+                scheduler.step((report.step + 1) / len(loader))
+    assert len(loader) == 0  # of another loop over it
+    return {"reports": reports, "digest": loader.digest()}
+
+
+class Coefficient:
+    """A value that a loop keeps and changes."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+def decaying(job: Job, kept: bool = True) -> dict[str, Any]:
+    """A coefficient of the loss that decays with each epoch of 3 steps."""
+    net = model()
+    rows = torch.utils.data.ConcatDataset([Rows()] * 12)
+    net, optimizer, loader = job.prepare(net, adamw(net), rows, batch_size=160, micro_batch_size=40)
+    coefficient = Coefficient()
+    if kept:
+        loader.register_for_checkpointing(coefficient)
+    reports: list[Any] = []
+    for _ in loader.epochs(4):
+        for x, y in loader:
+            (coefficient.value * functional.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if (report := loader.report) is not None:
+                reports.append((report.step, report.loss))
+                if kept and report.step % 3 == 2:
+                    coefficient.value *= 0.7
+        if not kept:
+            coefficient.value *= 0.7
+    return {"reports": reports, "digest": loader.digest()}
+
+
 def between_runs(job: Job) -> dict[str, Any]:
     """The same of a Trainer with several runs of 3 steps each."""
     net = model()

@@ -36,7 +36,8 @@ def check(agent: Agent, calm: dict[str, Any], names: tuple[str, ...] = ("reports
 def test_it_has_the_bits_of_a_trainer(workers: int) -> None:
     agent = forks.run(workers, train=loops.by_loop)
     check(agent, expected())
-    assert sum(result["bodies"] for result in agent.results.values()) == loops.STEPS * 8 + workers  # and a trial each
+    apart = workers if workers == 1 else 2 * workers  # a trial each, and one that is compared with other workers'
+    assert sum(result["bodies"] for result in agent.results.values()) == loops.STEPS * 8 + apart
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 3])
@@ -202,9 +203,27 @@ def weighs_later(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> N
     optimizer.step()
 
 
+def depends_on_the_worker(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    (loss * (1 + job.worker // 2)).backward()
+    optimizer.step()
+
+
 def is_not_finite(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
     (loss / (0.0 if loader.loop.built else 1.0)).backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("counts", ["bodies", "steps"])
+def test_a_scheduler_that_is_given_the_number_of_bodies_is_refused(counts: str) -> None:
+    """`scheduler.step(epoch + i / len(loader))`, as in torch's documentation of CosineAnnealingWarmRestarts."""
+    train = partial(loops.restarting, counts=counts)
+    if counts == "bodies":
+        with pytest.raises(WorkerFailed, match=r"scheduler.step\(\) has other arguments in another body of step 0.*loader.report.step"):
+            forks.run(2, train=train)
+        return
+    calm = forks.run(1, train=train).results[0]
+    check(forks.run(2, train=train), calm)
+    assert len({rate for _, rate in calm["reports"]}) == loops.STEPS
 
 
 @pytest.mark.long
@@ -253,6 +272,36 @@ def test_a_worker_that_joins_has_what_code_between_loops_has_changed(step: int, 
     assert agent.results[0]["reports"] == calm["reports"]
     assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
     assert agent.results[0]["digest"] == calm["digest"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_worker_that_joins_with_another_value_of_the_loops_own_ends_the_job_unless_it_is_sent(kept: bool) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", 7, die)
+
+    train = partial(loops.decaying, kept=kept)
+    if not kept:
+        with pytest.raises(WorkerFailed, match=r"MismatchError: step \d cannot be taken: worker 2 found other gradients"):
+            forks.run(2, train=train, prepare=prepare, least=2)
+        return
+    agent = forks.run(2, train=train, prepare=prepare, least=2)
+    calm = expected(loops.decaying)
+    assert agent.results[0]["reports"] == calm["reports"]
+    assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_body_that_depends_on_the_worker_is_refused_in_the_first_step(exact: bool) -> None:
+    def train(job: Job) -> dict[str, Any]:
+        return run_body(depends_on_the_worker, job, exact=exact)
+
+    if not exact:
+        assert forks.run(3, train=train).results == {0: {}, 1: {}, 2: {}}
+        return
+    with pytest.raises(WorkerFailed, match=r"step 0 cannot be taken: worker 2 found other gradients"):
+        forks.run(3, train=train)
 
 
 @pytest.mark.parametrize(("every", "stops"), [(3, (7, 10)), pytest.param(2, (5, 11), marks=pytest.mark.long)])

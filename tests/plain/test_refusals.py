@@ -137,6 +137,25 @@ def clips_by_torch(job: Any, optimizer: Any, loss: torch.Tensor, number: int) ->
     optimizer.step()
 
 
+def clips_unnoticed(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    loss.backward()
+    _model_of(optimizer).last.weight.grad.data.clamp_(-1e-3, 1e-3)  # pyright: ignore
+    optimizer.step()
+
+
+def replaces_gradients(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    loss.backward()
+    weight = _model_of(optimizer).last.weight  # pyright: ignore
+    weight.grad = weight.grad.clamp(-1e-3, 1e-3)  # pyright: ignore
+    optimizer.step()
+
+
+def drops_a_gradient(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
+    loss.backward()
+    _model_of(optimizer).last.weight.grad = None  # pyright: ignore
+    optimizer.step()
+
+
 def _model_of(optimizer: Any) -> nn.Module:
     return optimizer._loop._model
 
@@ -192,6 +211,8 @@ def digests(job: Any, optimizer: Any, loss: torch.Tensor, number: int) -> None:
         (steps_without_backward, r"optimizer.step\(\) without backward\(\)"),
         (backward_at_the_end, r"backward\(\) after optimizer.step\(\)"),
         (clips_by_torch, r"changes gradients between.*job.clip_grad_norm_\(max_norm\)"),
+        (clips_unnoticed, "changes gradients between"),
+        (replaces_gradients, "changes gradients between"),
         (clips_before, "too early or late"),
         (clips_to_nothing, "must be above 0"),
         (weighs_behind, r"calls job.weighted\(\) behind backward\(\)"),
@@ -223,6 +244,14 @@ def test_a_scaler_that_is_off_changes_nothing(job: Any) -> None:
     scaler.scale(functional.cross_entropy(model(x), y)).backward()
     scaler.step(optimizer)
     scaler.update()
+    with pytest.raises(Exception, match="not a worker"):  # the body is right, and the Trainer needs a job
+        next(bodies)
+
+
+def test_a_gradient_may_be_dropped(job: Any) -> None:
+    model, optimizer, loader = prepared(job)
+    x, y = next(iter(bodies := iter(loader)))
+    drops_a_gradient(job, optimizer, functional.cross_entropy(model(x), y), 0)
     with pytest.raises(Exception, match="not a worker"):  # the body is right, and the Trainer needs a job
         next(bodies)
 

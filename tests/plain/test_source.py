@@ -18,6 +18,7 @@ from elastic.worker.loading.ahead import LoaderSettings
 from elastic.worker.loading.given import Given
 from elastic.worker.loading.given import given as given_data
 from elastic.worker.plain.loader import Loader
+from elastic.worker.plain.loop import Place
 from elastic.worker.plain.prepare import _ends
 from elastic.worker.plain.source import Stream, stream_of
 from tests.plain import loops
@@ -105,7 +106,7 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
 )
 def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
     """`taken`: steps before the first loop, and after each."""
-    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None)
+    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE)
     loader, found = Loader(loop, lambda number: 10 * (number + 1)), []
     for number, after in zip(loader.epochs(3), taken[1:], strict=False):
         found.append((number, len(loader)))

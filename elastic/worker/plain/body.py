@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic.memory.tensors import copy
+from elastic.memory.raw import checksum_of
+from elastic.memory.tensors import bytes_of, contiguous, copy
 
 Compute = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 Gradients = Sequence[tuple[nn.Parameter, torch.Tensor | None]]
@@ -53,6 +54,12 @@ def handed_over(loss: torch.Tensor, gradients: Gradients) -> torch.Tensor:
     The engine may drop a forward, or keep its backward for the next view: so the gradients belong to the graph, not to the parameters.
     """
     return _Handover.apply(torch.tensor(0.0, requires_grad=True), loss, gradients)  # pyright: ignore[reportReturnType]
+
+
+def checksum(gradients: Iterable[torch.Tensor | None]) -> str:
+    """Returns a checksum of the bits of gradients."""
+    dense = (each.to_dense() if each.is_sparse else each for each in gradients if each is not None)
+    return checksum_of(bytes_of(contiguous(each)) for each in dense)
 
 
 def take_gradients(parameters: Iterable[nn.Parameter]) -> Gradients:

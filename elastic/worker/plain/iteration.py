@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from elastic.errors import TrainerError
+from elastic.worker.plain.body import checksum
 
 Parts = tuple[tuple[int, ...], ...]
 """Of each part of a body, the numbers of the optimizers that it steps, in order."""
@@ -67,6 +68,7 @@ class Iteration:
     ended: float = 0.0
     run: list[Part] = field(default_factory=lambda: [Part()])
     _versions: dict[int, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    _checksums: dict[int, str] = field(default_factory=dict)
     _left: set[int] = field(default_factory=set)  # parameters that had a gradient of an earlier part when this one began
 
     @property
@@ -135,7 +137,10 @@ class Iteration:
     def went_backward(self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """Notes that `backward` of a loss has returned."""
         self.part.losses.append(loss.detach())
-        self._versions = {id(each): (gradient, gradient._version) for each in parameters if (gradient := each.grad) is not None}
+        found = [(id(each), gradient) for each in parameters if (gradient := each.grad) is not None]
+        self._versions = {key: (gradient, gradient._version) for key, gradient in found}
+        if self.kind is Kind.TRIAL:
+            self._checksums = {key: checksum([gradient]) for key, gradient in found}
 
     def steps(self, optimizer: int, parameters: Sequence[nn.Parameter]) -> None:
         """Notes a call of the step of an optimizer over these parameters.
@@ -153,8 +158,7 @@ class Iteration:
                 f"{self.where} calls optimizer.step() without backward(): the micro-batch would have no gradient. Call loss.backward() "
                 "before it in every body; to leave samples out, multiply their loss by 0"
             )
-        known = (self._versions.get(id(each)) for each in parameters)
-        if any(each is not None and each[0]._version != each[1] for each in known):
+        if self._changed(parameters):
             raise TrainerError(
                 f"{self.where} changes gradients between backward() and optimizer.step(): they are those of one micro-batch, not yet the "
                 "step's. To clip, call job.clip_grad_norm_(max_norm) instead of torch.nn.utils.clip_grad_norm_; for other changes use "
@@ -168,6 +172,14 @@ class Iteration:
         if self.parts is not None and self.parts[self.number][len(self.part.stepped)] != optimizer:
             raise TrainerError(f"{self.where} calls the step of optimizer {optimizer} where {self._differs}")
         self.part.stepped.append(optimizer)
+
+    def _changed(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether gradients are others than backward has left. A change through `.data` shows in a trial only, by their checksum."""
+        left = [each for each in parameters if each.grad is not None and id(each) in self._versions]
+        known = [(id(each), each.grad, *self._versions[id(each)]) for each in left]
+        if any(now is not gradient or gradient._version != version for _, now, gradient, version in known):
+            return True
+        return self.kind is Kind.TRIAL and any(self._checksums[key] != checksum([now]) for key, now, *_ in known)
 
     def clips(self, max_norm: float) -> None:
         """Notes a call of `job.clip_grad_norm_`. Raises TrainerError if it comes too late."""

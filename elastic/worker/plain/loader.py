@@ -10,7 +10,7 @@ import torch
 
 from elastic.engine.after_step import AfterStep
 from elastic.errors import TrainerError
-from elastic.worker.plain.loop import Loop
+from elastic.worker.plain.loop import Loop, Place
 from elastic.worker.plain.refusals import check_schedulers
 from elastic.worker.plain.trainer import PlainTrainer
 from elastic.worker.report import Report
@@ -37,8 +37,9 @@ class Loader:
         return self.loop.run(self._end_of(number))
 
     def __len__(self) -> int:
-        """The number of steps of the next pass."""
-        return self._end_of(self._passes) - (self._end_of(self._passes - 1) if self._passes else 0)
+        """The number of steps of the present pass, in its bodies; of the next one, elsewhere."""
+        number = self._passes if self.loop.place is Place.OUTSIDE else self._passes - 1
+        return self._end_of(number) - (self._end_of(number - 1) if number else 0)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Yields the numbers of `count` epochs, for a loop over the loader in each; without those that are over when this worker joins.
@@ -84,8 +85,8 @@ class Loader:
         """`Trainer.average`, before the loop: keeps a moving average of the parameters."""
         self._early(lambda trainer: trainer.average(decay))
 
-    def digest(self) -> str | None:
-        """`Trainer.digest`: the hex SHA-256 of all parameters and buffers, on the leader. Every worker calls it."""
+    def digest(self) -> str:
+        """`Trainer.digest`: the hex SHA-256 of all parameters and buffers. Every worker calls it, and gets it."""
         return self.loop.trainer("loader.digest()").digest()
 
     def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:

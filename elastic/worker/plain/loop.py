@@ -26,7 +26,7 @@ from elastic.memory import device
 from elastic.observe.activity import TRAIN_FN
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
-from elastic.worker.plain.body import body_of, handed_over, take_gradients
+from elastic.worker.plain.body import body_of, checksum, handed_over, take_gradients
 from elastic.worker.plain.iteration import ONE, Iteration, Kind
 from elastic.worker.plain.source import Stream
 from elastic.worker.plain.trainer import PlainTrainer
@@ -138,6 +138,11 @@ class Loop:
         return None if self._now is None else self._now.kind
 
     @property
+    def body_of(self) -> int | None:
+        """The step whose body runs; None outside of bodies, and in a trial, which counts for no step."""
+        return None if self._now is None or self._now.kind is Kind.TRIAL else self._now.step
+
+    @property
     def built(self) -> bool:
         """Whether there is a Trainer."""
         return self._trainer is not None
@@ -162,6 +167,8 @@ class Loop:
                 self._trainer = self._make(self._body, trial.cost, self._clip_norms)
                 if len(self._parts) > 1:
                     self._trainer.register_for_checkpointing(self.losses)
+                if self._exact:
+                    self._trainer.sample(self._sample)
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
@@ -208,6 +215,21 @@ class Loop:
         done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=self.states()))
         weight = None if done.weight is None else torch.tensor(done.weight, dtype=torch.float64)
         return handed_over(done.loss, done.gradients), weight
+
+    def _sample(self, step: int) -> str | None:
+        """Runs a body on the first micro-batch of a step, whichever worker has that one. Returns a checksum of its loss and gradients.
+
+        None if no body can be run, since the step is taken again while one runs.
+        """
+        assert self._trainer is not None
+        if not self._turns.in_engine:
+            return None
+        self._job.enter("forward", step, 0)
+        with randomness.kept(), self._trainer.unrecorded():
+            contents = self._stream.load(step // len(self._parts), 0)
+            randomness.seed_all(self._seed, step, 0, 0)
+            done = self._turns.to_user(Work(step=step, micro_batch=0, contents=contents, states=self.states()))
+        return checksum([done.loss, *(gradient for _, gradient in done.gradients)])
 
     def states(self) -> Any:
         """Returns the states of the generators that a step keys."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from elastic.engine.bit_equality import same
 from elastic.errors import TrainerError
 from elastic.worker.plain.loop import Loop, Place
 
@@ -87,6 +88,7 @@ class PreparedScheduler:
 
     def __init__(self, scheduler: Any, loop: Loop) -> None:
         self._own, self._loop = scheduler, loop
+        self._given: tuple[int, Any] | None = None  # the arguments of the first call in a step, with the step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_own"], name)
@@ -95,9 +97,10 @@ class PreparedScheduler:
         """Steps the scheduler if the body has ended a step; else does nothing. After a loop that took no step here, it does nothing either.
 
         Raises:
-            TrainerError: before the body's optimizer.step().
+            TrainerError: before the body's optimizer.step(), or with other arguments than another body of this step has given.
         """
         place = self._loop.place
+        self._check_given((arguments, options))
         if place is Place.BODY:
             raise TrainerError(
                 "scheduler.step() is called before optimizer.step() in the body of the loop: call it after it, or after all optimizers'"
@@ -106,3 +109,16 @@ class PreparedScheduler:
             if self._loop.resumed_at is not None and (optimizer := getattr(self._own, "optimizer", None)) is not None:
                 optimizer._opt_called = True  # what schedulers look for; it may be another process that has taken the steps
             self._own.step(*arguments, **options)
+
+    def _check_given(self, given: tuple[Any, Any]) -> None:
+        step = self._loop.body_of
+        if step is None or given == ((), {}):
+            return
+        if self._given is None or self._given[0] != step:
+            self._given = step, given
+        elif not same(self._given[1], given):
+            raise TrainerError(
+                f"scheduler.step() has other arguments in another body of step {step}: a step has several bodies, and how many run on a "
+                "worker depends on the layout. Count steps, not bodies: call it under `if loader.report is not None:`, with values of the "
+                "report, such as scheduler.step(loader.report.step / len(loader)), or scheduler.step(loader.report.loss)"
+            )

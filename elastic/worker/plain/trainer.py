@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, NoReturn
@@ -47,6 +47,10 @@ class PlainTrainer(Trainer):
 
     def _step_scheduler(self, _: Apply) -> None:
         pass
+
+    def sample(self, of: Callable[[int], str | None]) -> None:
+        """Has what `of` returns for a step compared between workers, in the first step that a worker takes with others."""
+        self._runtime.sample = of
 
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""

@@ -27,10 +27,9 @@ from elastic.engine.flops import FlopCount, counted, flops_of, may_compile
 from elastic.engine.model import LayeredModel
 from elastic.engine.profile import LayerProfile, SavedBytes, buffers_restored
 from elastic.errors import TrainerError
-from elastic.memory.raw import checksum_of
-from elastic.memory.tensors import bytes_of, contiguous, copy
+from elastic.memory.tensors import copy
 from elastic.worker.job import Job
-from elastic.worker.plain.body import Body
+from elastic.worker.plain.body import Body, checksum
 from elastic.worker.plain.iteration import ONE, Iteration, Kind, Parts
 from elastic.worker.plain.source import Stream
 
@@ -120,7 +119,7 @@ class Trial:
     def _compare(self, now: Iteration, gradients: list[torch.Tensor | None]) -> None:
         if not self._measures:  # the body runs once
             return
-        before, self._checksum = self._checksum, checksum_of(bytes_of(contiguous(each)) for each in gradients if each is not None)
+        before, self._checksum = self._checksum, checksum(gradients)
         if self._exact and before not in (None, self._checksum):
             raise TrainerError(_not_again(now))
 
