@@ -24,7 +24,10 @@ from elastic.memory.tensors import bytes_of, contiguous
 PART_BYTES = 1 << 20
 """Bytes whose checksums are compared in each step."""
 
-_OUTSIDE = "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average)"
+_OUTSIDE = (
+    "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average), and call model.load_state_dict "
+    "before the first loop only"
+)
 _UNCOUNTED = "if nothing writes to it, the memory of this host may be faulty"
 
 

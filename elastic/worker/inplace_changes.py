@@ -65,7 +65,8 @@ class InPlace:
         raise TrainerError(
             f"the loop body of step {step}, or code behind it, changed {what} in place: a step that is taken again "
             "after a loss, and workers that join, would lack the change. Make it in trainer.after_step(f), as a "
-            "part of the step (clamping, averages, teachers), or in a layer"
+            "part of the step (clamping, averages, teachers), or in a layer. model.load_state_dict is such a change: load weights before "
+            "the first loop, and keep the best ones by state_dict() instead of putting them back"
         )
 
     def _now(self) -> Marks:
