@@ -163,13 +163,9 @@ def _listener(path: Path) -> socket.socket:
     with suppress(OSError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SettingsError(f"the power daemon cannot listen at {path}: it is there, and is no socket")
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
+    if _answers(path):
         raise SettingsError(f"another power daemon listens at {path}")
-    except OSError:
-        pass  # nobody listens there
+    listener = socket.socket(socket.AF_UNIX)
     try:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
@@ -180,6 +176,19 @@ def _listener(path: Path) -> socket.socket:
         advice = "run it as root, or give another --socket to it and in ELASTIC_POWER_SOCKET to jobs"
         raise SettingsError(f"the power daemon cannot listen at {path}: {error.strerror or error}; {advice}") from error
     return listener
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at the path; also if so many wait there already that no more are taken."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _log(sentence: str) -> None:

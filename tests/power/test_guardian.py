@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,21 @@ def test_a_daemon_leaves_the_socket_of_another_one(standin, socket_path, tmp_pat
     finally:
         second.end()
     assert not socket_path.exists()
+
+
+def test_a_daemon_does_not_take_the_socket_of_one_that_is_stopped(standin, socket_path, tmp_path):
+    """So many wait there that the kernel lets nobody else wait."""
+    with socket.socket(socket.AF_UNIX) as stopped, ExitStack() as waiting:
+        stopped.bind(str(socket_path))
+        stopped.listen(0)
+        for _ in range(9):
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(str(socket_path))
+        with pytest.raises(SettingsError, match="another power daemon listens"):
+            Daemon(socket_path, standin.uuids, [0], tmp_path / "clocks")
+    assert socket_path.exists()
 
 
 def test_the_daemon_says_why_it_cannot_listen(standin, tmp_path):
