@@ -64,8 +64,9 @@ class WorkerRuntime:
         self._waiting = WaitReporter(job)
         self._links_told: dict[int, LinkRates] = {}
         self._damaged_at: list[int] = []  # steps at which this worker found damaged memory
-        self._met = set[int]()  # the workers with whom this one has committed a step
+        self._met = set[tuple[int, int]]()  # workers with whom this one has committed a step, and which of a batch's updates it was
         self.sample: Callable[[int], str | None] | None = None  # computes what all members must compute alike in a step
+        self.updates = 1  # that are made with a batch
         self.unseen: Apply | None = None
         self.pausing = False
         self.leaves = False  # `train_fn` has returned from within a loop
@@ -154,7 +155,8 @@ class WorkerRuntime:
         the `final` step: a joiner would not take part in the remaining collectives.
         """
         job, step = self._job, self.step
-        if not self._takes_sample():
+        update = step % self.updates
+        if not self._takes_sample(update):
             sample = None
         elif not self.settled():
             return None
@@ -188,7 +190,7 @@ class WorkerRuntime:
             )
         if answer.stray is not None:
             raise MismatchError(_unlike(answer.stray, step))
-        self._met |= {*self.engine.view.workers}
+        self._met |= {(worker, update) for worker in self.engine.view.workers}
         self._history.committed(job, epoch, self.engine.executor.taken_over_s)
         self._rewound = self._rewound and known
         if self._retained and self.step >= self._retained_until:
@@ -196,9 +198,10 @@ class WorkerRuntime:
             self._retained = ()  # a step of this view is committed: the previous view's copies are no longer needed
         return answer
 
-    def _takes_sample(self) -> bool:
-        """Whether there is a worker with whom this one has committed no step yet."""
-        return self.sample is not None and len(self.engine.view.workers) > 1 and not self._met.issuperset(self.engine.view.workers)
+    def _takes_sample(self, update: int) -> bool:
+        """Whether there is a worker with whom this one has committed no such update yet."""
+        workers = self.engine.view.workers
+        return self.sample is not None and len(workers) > 1 and any((worker, update) not in self._met for worker in workers)
 
     def _sampled(self, step: int) -> tuple[bool, str] | None:
         assert self.sample is not None

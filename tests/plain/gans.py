@@ -32,6 +32,20 @@ def made() -> tuple[nn.Module, nn.Module, torch.optim.Optimizer, torch.optim.Opt
 Seen = Callable[[Any, int], Any]
 
 
+def of_the_worker(job: Job, update: int) -> None:
+    """One of the two losses depends on the worker."""
+    factors = [1.0 + 0.5 * job.worker if number == update else 1.0 for number in range(2)]
+    g, d, opt_g, opt_d, loader = job.prepare(*made(), batch, steps=2, **SIZES)
+    for real, _ in loader:
+        fake = g(torch.randn(len(real), NOISE))
+        opt_d.zero_grad()
+        (factors[0] * (d(fake.detach()).mean() - d(real).mean())).backward()
+        opt_d.step()
+        opt_g.zero_grad()
+        (factors[1] * -d(fake).mean()).backward()
+        opt_g.step()
+
+
 def gan(job: Job, seen: Seen = lambda report, worker: None, body: Seen = lambda step, worker: None, **options: Any) -> dict[str, Any]:
     """The usual loop: the discriminator's update, then the generator's, for which the discriminator is frozen."""
     given = {"data": batch, "steps": STEPS, **SIZES, **options}

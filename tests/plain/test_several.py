@@ -14,7 +14,7 @@ from elastic.worker.job import Job
 from tests.plain import gans, loops
 from tests.plain.test_exactness import check, expected
 from tests.recovery import forks
-from tests.recovery.forks import die, when
+from tests.recovery.forks import WorkerFailed, die, when
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_layer")]
 
@@ -77,6 +77,12 @@ def test_a_worker_that_dies_in_a_body_changes_nothing(place: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("update", [0, 1])
+def test_each_update_is_compared_between_workers(update: int) -> None:
+    with pytest.raises(WorkerFailed, match=r"MismatchError: step \d cannot be taken: worker 1 found other gradients"):
+        forks.run(2, train=partial(gans.of_the_worker, update=update))
+
+
 def test_a_worker_without_a_micro_batch_sees_each_step_of_a_gan() -> None:
     few = partial(gans.gan, batch_size=2 * loops.SAMPLES)
     agent = forks.run(3, train=few)

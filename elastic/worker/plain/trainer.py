@@ -49,8 +49,8 @@ class PlainTrainer(Trainer):
         pass
 
     def sample(self, of: Callable[[int], str | None]) -> None:
-        """Has what `of` returns for a step compared between workers, in the first step that a worker takes with others."""
-        self._runtime.sample = of
+        """Has what `of` returns for a step compared between workers, in the first step that a worker takes with others; for each update."""
+        self._runtime.sample, self._runtime.updates = of, self._updates
 
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
