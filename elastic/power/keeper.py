@@ -52,6 +52,7 @@ class Keeper:
                 raise power_error(Condition.SHARED, f"GPU {uuid} is used by other processes too ({', '.join(map(str, others))})")
         except PowerError:
             owned.release()
+            self._free.discard(uuid)
             raise
         owned.describe(f"job {self._job} (process {os.getpid()})")
         self._owned[uuid] = owned

@@ -65,8 +65,8 @@ class WorkerRuntime:
         self._links_told: dict[int, LinkRates] = {}
         self._damaged_at: list[int] = []  # steps at which this worker found damaged memory
         self._met = set[tuple[int, int]]()  # workers with whom this one has committed a step, and which of a batch's updates it was
-        self.sample: Callable[[int], str | None] | None = None  # computes what all members must compute alike in a step
-        self.updates = 1  # that are made with a batch
+        self._sample: Callable[[int], str | None] | None = None
+        self._updates = 1  # that are made with a batch
         self.unseen: Apply | None = None
         self.pausing = False
         self.leaves = False  # `train_fn` has returned from within a loop
@@ -85,6 +85,13 @@ class WorkerRuntime:
     def decision(self) -> Apply | None:
         """The decision on the newest step; None if another job took it, or it was taken before all living workers joined."""
         return self._history.answer(self._history.step)
+
+    def compare(self, sample: Callable[[int], str | None], updates: int) -> None:
+        """Has members compare a checksum of what all must compute alike in a step: in the first one that a worker takes with others.
+
+        `sample` computes it; None where it cannot. It is done for each of the `updates` that are made with a batch.
+        """
+        self._sample, self._updates = sample, updates
 
     def found(self, engine: Engine, install: Callable[[], None]) -> None:
         """Begins with the first view's engine; `install` creates its links."""
@@ -155,7 +162,7 @@ class WorkerRuntime:
         the `final` step: a joiner would not take part in the remaining collectives.
         """
         job, step = self._job, self.step
-        update = step % self.updates
+        update = step % self._updates
         if not self._takes_sample(update):
             sample = None
         elif not self.settled():
@@ -189,7 +196,7 @@ class WorkerRuntime:
                 "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
             )
         if answer.stray is not None:
-            raise MismatchError(_unlike(answer.stray, step))
+            raise MismatchError(_unlike(answer.stray, step // self._updates))
         self._met |= {(worker, update) for worker in self.engine.view.workers}
         self._history.committed(job, epoch, self.engine.executor.taken_over_s)
         self._rewound = self._rewound and known
@@ -201,11 +208,11 @@ class WorkerRuntime:
     def _takes_sample(self, update: int) -> bool:
         """Whether there is a worker with whom this one has committed no such update yet."""
         workers = self.engine.view.workers
-        return self.sample is not None and len(workers) > 1 and any((worker, update) not in self._met for worker in workers)
+        return self._sample is not None and len(workers) > 1 and any((worker, update) not in self._met for worker in workers)
 
     def _sampled(self, step: int) -> tuple[bool, str] | None:
-        assert self.sample is not None
-        found = self.sample(step)
+        assert self._sample is not None
+        found = self._sample(step)
         return None if found is None else (bool(self._met), found)
 
     def _tell(self) -> dict[str, Any]:

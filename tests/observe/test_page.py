@@ -152,6 +152,24 @@ def test_top_shows_workers_links_and_events():
     assert "mine: has ended" in text_of(live(), now=None)
 
 
+def test_the_workers_of_a_job_that_has_ended_do_nothing():
+    found = live(worker(0), worker(1, state="T", waits_for=0))
+    assert "is stopped" in text_of(found)
+    text = text_of(found, now=None)
+    assert text.count("has ended") == 3
+    assert not any(words in text for words in ("is stopped", "forward", "waits for", "10 ms"))
+
+
+@pytest.mark.parametrize(("rate", "shown"), [(110_600.0, "111 kFLOP/s"), (999.0, "999 FLOP/s"), (2.5e13, "25 TFLOP/s")])
+def test_rates_have_units(rate, shown):
+    assert f"  {shown}\n" in text_of({**live(), "flops_per_second": rate})
+
+
+@pytest.mark.parametrize(("workers", "shown"), [(0, "a: no worker"), (1, "a: 1 worker"), (2, "a: 2 workers")])
+def test_workers_are_counted(workers, shown):
+    assert re.search(rf"{shown}\b", text_of(live(*(worker(number) for number in range(workers)))))
+
+
 def test_of_many_workers_those_in_trouble_are_shown_first():
     found = live(*(worker(number, state="T" if number == 150 else "S", step_s=2.0 if number == 90 else 0.5) for number in range(200)))
     lines = text_of(found, height=24).splitlines()

@@ -111,6 +111,17 @@ def test_a_range_that_an_operator_has_locked_is_left_alone(keeper, standin):
     assert standin.gpus[0].resets == 0
 
 
+def test_a_gpu_that_was_refused_is_looked_at_again(keeper, standin):
+    gpu = standin.gpus[0]
+    gpu.busy_until = time.monotonic() + 60
+    gpu.process_count, gpu.processes[0] = 1, 111
+    assert "used by other processes" in str(refused(keeper.claim, standin.uuids[0]))
+    gpu.process_count, gpu.busy_until, gpu.locked_min, gpu.locked_max = 0, 0, 135, 990  # by an operator, meanwhile
+    keeper.claim(standin.uuids[0])
+    assert standin.locked[0] == 990
+    keeper.close()
+
+
 def test_a_gpu_that_computes_without_a_lock_is_tried_for_permission(keeper, standin):
     standin.gpus[0].busy_until = time.monotonic() + 60
     keeper.claim(standin.uuids[0])

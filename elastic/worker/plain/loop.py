@@ -138,7 +138,7 @@ class Loop:
         return None if self._now is None else self._now.kind
 
     @property
-    def body_of(self) -> int | None:
+    def body_step(self) -> int | None:
         """The step whose body runs; None outside of bodies, and in a trial, which counts for no step."""
         return None if self._now is None or self._now.kind is Kind.TRIAL else self._now.step
 
@@ -168,7 +168,7 @@ class Loop:
                 if len(self._parts) > 1:
                     self._trainer.register_for_checkpointing(self.losses)
                 if self._exact:
-                    self._trainer.sample(self._sample)
+                    self._trainer.compare(self._sample)
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None

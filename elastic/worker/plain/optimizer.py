@@ -111,7 +111,7 @@ class PreparedScheduler:
             self._own.step(*arguments, **options)
 
     def _check_given(self, given: tuple[Any, Any]) -> None:
-        step = self._loop.body_of
+        step = self._loop.body_step
         if step is None or given == ((), {}):
             return
         if self._given is None or self._given[0] != step:
@@ -120,5 +120,5 @@ class PreparedScheduler:
             raise TrainerError(
                 f"scheduler.step() has other arguments in another body of step {step}: a step has several bodies, and how many run on a "
                 "worker depends on the layout. Count steps, not bodies: call it under `if loader.report is not None:`, with values of the "
-                "report, such as scheduler.step(loader.report.step / len(loader)), or scheduler.step(loader.report.loss)"
+                "report, such as scheduler.step((loader.report.step + 1) / len(loader)), or scheduler.step(loader.report.loss)"
             )

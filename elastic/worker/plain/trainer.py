@@ -48,9 +48,9 @@ class PlainTrainer(Trainer):
     def _step_scheduler(self, _: Apply) -> None:
         pass
 
-    def sample(self, of: Callable[[int], str | None]) -> None:
-        """Has what `of` returns for a step compared between workers, in the first step that a worker takes with others; for each update."""
-        self._runtime.sample, self._runtime.updates = of, self._updates
+    def compare(self, sample: Callable[[int], str | None]) -> None:
+        """Has what `sample` returns for a step compared between workers when they take their first one together; for each update."""
+        self._runtime.compare(sample, self._updates)
 
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
