@@ -178,10 +178,20 @@ def test_an_agent_with_a_spare_more_than_before_the_first_fault_has_its_descript
     assert found(seen(uses=alike, views=known), "resources").verdict == FAIL
 
 
+def test_what_a_process_has_while_it_connects_is_not_compared() -> None:
+    """The first fault came within the job's first half second, and a worker was looked at before it had all of its links."""
+    early = Use(at=49.5, pid=8, role="worker 0", members=2, threads=5, descriptors=15, cpu_s=1.0)
+    late = replace(early, at=60.0, descriptors=22)
+    known = [(49.0, 0, 1, (0, 1)), *((50.8 + epoch / 10, 0, epoch, (0, 1)) for epoch in range(2, 9))]
+    assert found(seen(uses=[*uses(7), early, late], views=known), "resources").verdict == PASS
+    leaks = found(seen(uses=[*uses(7), early, replace(early, at=50.2), late], views=known), "resources")
+    assert (leaks.verdict, leaks.reason) == (FAIL, "the worker 0 has 22 open descriptors, and had 15 7 views ago")
+
+
 def busy(share: float) -> Evidence:
     """The agent computes behind the fault, with nothing to do."""
     common: dict[str, Any] = {"pid": 7, "role": "agent", "members": 2, "threads": 5, "descriptors": 30}
-    times = [(49.0, 1.0), (50.0, 1.01), (60.0, 2.0), (61.0, 2.01 + share)]
+    times = [(50.1, 1.0), (50.7, 1.006), (60.0, 2.0), (61.0, 2.01 + share)]
     return seen(uses=[Use(at=at, cpu_s=cpu_s, **common) for at, cpu_s in times])
 
 

@@ -99,13 +99,17 @@ def left_behind(evidence: Evidence) -> Finding:
 
 
 def resources(evidence: Evidence) -> Finding:
-    """Survivors' threads, descriptors and, of agents, idle processor time are what they were before the first fault."""
+    """Survivors' threads, descriptors and, of agents, idle processor time are what they were before the first fault.
+
+    What they had before the job's first step does not count: they were still connecting.
+    """
     name, wrong, compared = "resources", list[str](), 0
+    begun = min((given.at for notes in evidence.workers for given in notes.given), default=float("inf"))
     by: dict[int, list[Use]] = {}
     for use in evidence.seen.uses:
         by.setdefault(use.pid, []).append(use)
     for uses in by.values():
-        before = [use for use in uses if use.at < evidence.first_fault_at]
+        before = [use for use in uses if begun <= use.at < evidence.first_fault_at]
         before = [use for use in before if use.watched == before[-1].watched]
         after = _settled(evidence, uses, before)
         if after:
