@@ -12,6 +12,12 @@ from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mo
 ENERGY_SLACK = 0.0075
 """How much longer a step may take in the mode "energy", as a share."""
 
+ENERGY_MARGIN = 0.015
+"""By how much less than the busiest stage those are busy whose clocks fall in the mode "energy", as a share of its seconds.
+
+Seconds are irregular: of stages that need the same each micro-batch waits for the one that happens to be slower.
+"""
+
 SPEED_SHARE = 0.95
 """The share of the possible gain that the mode "speed" takes; the last of it may need all clocks."""
 
@@ -107,7 +113,8 @@ def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None], uni
     """Returns the clocks of a plan.
 
     "speed": nearly the fastest step, with every stage between its usual and its highest sustainable clock, and no higher than that needs.
-    "energy": the least energy with which a step takes as long as with the usual clocks, or hardly longer.
+    "energy": the least energy with which a step takes as long as with the usual clocks, or hardly longer, and stages whose clocks fall stay
+    faster than the busiest one.
     Stages keep their usual clocks if the predicted gain is small, or no stage's clocks are known. `unit` is that of clocks in the reason.
     """
     search = ClockSearch(steps, choices)
@@ -123,10 +130,7 @@ def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None], uni
         found = search.within(fastest_s + (1 - SPEED_SHARE) * (usual.step_s - fastest_s), ordered) or usual
         gain = 1 - found.step_s / usual.step_s if usual.step_s else 0.0
     else:
-        options = [
-            tuple(sorted({*points, *_usual_of(choice)}, key=lambda p: p.stretch))
-            for points, choice in zip(search.options(), choices, strict=True)
-        ]
+        options = _with_margin(search)
         found = search.within(usual.step_s * (1 + ENERGY_SLACK), options) or usual
         gain = 1 - found.joules / usual.joules if usual.joules else 0.0
     if gain < LEAST_GAIN:
@@ -134,8 +138,15 @@ def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None], uni
     return ClockPlan(mode=mode, chosen=found, usual=usual, why=_why(found, usual, choices, unit))
 
 
-def _usual_of(choice: ClockChoices | None) -> Points:
-    return () if choice is None else (choice.at(choice.usual),)
+def _with_margin(search: ClockSearch) -> list[Points]:
+    """Returns the clocks of each stage that leave it the margin, and its usual one, fastest first."""
+    most_s = max(stage.busiest_s for stage in search.steps.work) * (1 - ENERGY_MARGIN)
+    options = list[Points]()
+    for stage, choice, points in zip(search.steps.work, search.choices, search.options(), strict=True):
+        usual = set[ClockPoint]() if choice is None else {choice.at(choice.usual)}
+        kept = {point for point in points if point.stretch <= 1 or stage.busiest_s * point.stretch <= most_s}
+        options.append(tuple(sorted(kept | usual, key=lambda point: point.stretch)))
+    return options
 
 
 def _no_gain(mode: Mode, usual: Clocked, found: Clocked) -> str:

@@ -228,3 +228,15 @@ def test_steps_that_take_no_time_gain_nothing():
 def test_stretches_multiply_slowdowns():
     fleet = stretched(Fleet(workers=(1, 2, 3), slowdowns={1: 2.0}), {1: 0.5, 2: 1.5})
     assert fleet.slowdowns == {2: 1.5}
+
+
+@pytest.mark.parametrize(("slow", "clocks"), [(1.25, (1080, None, 1080, 1080)), (1.27, (1050, None, 1050, 1050))])
+def test_stages_whose_clocks_fall_stay_faster_than_the_slow_one(slow, clocks):
+    """At 1050 MHz work takes 1.245 times as long and a bit less energy: fast enough for 1.25, if no second were irregular."""
+    points = (ClockPoint(1410, 1.0, 478.0), ClockPoint(1080, 1.2237, 284.7), ClockPoint(1050, 1.2450, 280.4))
+    choices = [ClockChoices(points=points, usual=1410, idle_w=70.0)] * 4
+    made = steps([0.04, 0.04 * slow, 0.04, 0.04], micro_batches=512)
+    least = ClockSearch(made, choices).within(ClockSearch(made, choices).usual.step_s * (1 + ENERGY_SLACK))
+    assert least is not None
+    assert least.clocks == (1050, None, 1050, 1050)
+    assert choose("energy", made, choices).chosen.clocks == clocks
