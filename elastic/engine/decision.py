@@ -26,7 +26,7 @@ class Apply:
     `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
     every generator keyed. `scale`: the gradients were computed with losses times this; `overflowed`: they are not finite, and a smaller one
-    is tried in the next step. `stray`: which workers have another sample than the others, in words.
+    is tried in the next step. `stray`: which workers have another sample than the others, in words; `alike`: all that have one.
     """
 
     step: int
@@ -48,9 +48,10 @@ class Apply:
     scale: float = 1.0
     overflowed: bool = False
     stray: str | None = None
+    alike: Sequence[int] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name; all are numbers and strings."""
+        """The fields by name; all are numbers and strings, or a list of them."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -59,7 +60,7 @@ class Wishes:
     """Requests of one member with its READY: to stop or pause after the step, or to `save` the one before it, which `no_save` forbids.
 
     `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members. `sample`: whether this member has
-    committed a step, and a checksum of what all members must compute alike, which some may leave out.
+    been compared before, and a checksum of what all members must compute alike, which some may leave out.
     """
 
     settings: str = ""
@@ -85,6 +86,7 @@ def decide(
     factor, overflowed = (1.0 if scale is None else scale.value), False
     leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
     bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
+    samples = {worker: said["sample"] for worker, (said, _) in ready.items() if said["sample"] is not None}
     denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
     refusal = None
     skipped = None
@@ -117,12 +119,13 @@ def decide(
         skipped=skipped,
         scale=factor,
         overflowed=overflowed,
-        stray=_stray({worker: said["sample"] for worker, (said, _) in ready.items() if said["sample"] is not None}),
+        stray=_stray(samples),
+        alike=sorted(samples),
     )
 
 
 def _stray(samples: Mapping[int, tuple[bool, str]]) -> str | None:
-    """Returns the workers with another sample than most of those that have committed a step, or than most of all if none has."""
+    """Returns the workers with another sample than most of those that were compared before, or than most of all if none was."""
     proven = [found for known, found in samples.values() if known] or [found for _, found in samples.values()]
     usual = max(sorted(set(proven)), key=proven.count, default=None)
     strays = sorted(worker for worker, (_, found) in samples.items() if found != usual)

@@ -24,6 +24,7 @@ from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.history import History
 from elastic.worker.job import Job
+from elastic.worker.likeness import Likeness
 from elastic.worker.loopsettings import Settings, compared
 from elastic.worker.onesided_waits import WaitReporter, advice
 from elastic.worker.recovery_client import CommittedView, HeldState, RecoveryClient
@@ -64,9 +65,7 @@ class WorkerRuntime:
         self._waiting = WaitReporter(job)
         self._links_told: dict[int, LinkRates] = {}
         self._damaged_at: list[int] = []  # steps at which this worker found damaged memory
-        self._met = set[tuple[int, int]]()  # workers with whom this one has committed a step, and which of a batch's updates it was
-        self._sample: Callable[[int], str | None] | None = None
-        self._updates = 1  # that are made with a batch
+        self.likeness: Likeness | None = None  # what members compare; None: nothing
         self.unseen: Apply | None = None
         self.pausing = False
         self.leaves = False  # `train_fn` has returned from within a loop
@@ -85,13 +84,6 @@ class WorkerRuntime:
     def decision(self) -> Apply | None:
         """The decision on the newest step; None if another job took it, or it was taken before all living workers joined."""
         return self._history.answer(self._history.step)
-
-    def compare(self, sample: Callable[[int], str | None], updates: int) -> None:
-        """Has members compare a checksum of what all must compute alike in a step: in the first one that a worker takes with others.
-
-        `sample` computes it; None where it cannot. It is done for each of the `updates` that are made with a batch.
-        """
-        self._sample, self._updates = sample, updates
 
     def found(self, engine: Engine, install: Callable[[], None]) -> None:
         """Begins with the first view's engine; `install` creates its links."""
@@ -162,13 +154,11 @@ class WorkerRuntime:
         the `final` step: a joiner would not take part in the remaining collectives.
         """
         job, step = self._job, self.step
-        update = step % self._updates
-        if not self._takes_sample(update):
-            sample = None
-        elif not self.settled():
-            return None
-        else:
-            sample = self._sampled(step)
+        sample = None
+        if self.likeness is not None and self.likeness.takes(step, self.engine.view):
+            if not self.settled():
+                return None
+            sample = self.likeness.sampled(step)
         known = step <= max(self._yielded, self._yielded_by_others)  # a worker yielded it already, so the job cannot stop before it
         before = self._history.answer(step)  # an earlier decision on it holds
         try:
@@ -195,25 +185,14 @@ class WorkerRuntime:
                 f"step {step} cannot be taken: {difference}. A loop body must set the same values on every worker: decide by values that "
                 "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
             )
-        if answer.stray is not None:
-            raise MismatchError(_unlike(answer.stray, step // self._updates))
-        self._met |= {(worker, update) for worker in self.engine.view.workers}
+        if self.likeness is not None:
+            self.likeness.committed(answer, job.worker)
         self._history.committed(job, epoch, self.engine.executor.taken_over_s)
         self._rewound = self._rewound and known
         if self._retained and self.step >= self._retained_until:
             self.engine.retain_nothing()
             self._retained = ()  # a step of this view is committed: the previous view's copies are no longer needed
         return answer
-
-    def _takes_sample(self, update: int) -> bool:
-        """Whether there is a worker with whom this one has committed no such update yet."""
-        workers = self.engine.view.workers
-        return self._sample is not None and len(workers) > 1 and any((worker, update) not in self._met for worker in workers)
-
-    def _sampled(self, step: int) -> tuple[bool, str] | None:
-        assert self._sample is not None
-        found = self._sample(step)
-        return None if found is None else (bool(self._met), found)
 
     def _tell(self) -> dict[str, Any]:
         """Returns the report of this worker's speed and links for the agent."""
@@ -457,16 +436,3 @@ def _forgettable(name: str, step: int) -> bool:
     """Returns whether no worker can reach this place any more; every worker that joins passes the places outside loops."""
     after, place, _ = name.split("/")
     return place in ("body", "close") and int(after) < step - 1
-
-
-def _unlike(who: str, step: int) -> str:
-    """Says that these workers compute other gradients than the others."""
-    return (
-        f"step {step} cannot be taken: {who} found other gradients than other workers for the same micro-batch of it, with the same "
-        "parameters and random numbers. The body of the loop uses a value that differs between workers: most likely a variable that the "
-        "loop changes, and that a worker which joins has from the start of train_fn (a coefficient that decays with each epoch, a teacher "
-        "model, a queue), and a checkpoint does not have either; or one of its worker's number, host or environment. Compute such a value "
-        "from loader.report.step, or from the number of the epoch that loader.epochs yields; or keep it in an object with state_dict and "
-        "load_state_dict, change it where loader.report is not None, and give it to loader.register_for_checkpointing. If the body has "
-        "none, the processors of these hosts compute other bits (fix isa=). exact=False allows it"
-    )

@@ -35,6 +35,8 @@ def ready(worker: int, sample: tuple[bool, str] | None) -> Any:
     ],
 )
 def test_who_found_something_else_is_named(samples: list[tuple[bool, str] | None], stray: str | None) -> None:
-    """The flag is whether a worker has committed a step: those that have are right."""
+    """The flag is whether a worker was compared before: those that were are right."""
     told = {worker: ready(worker, sample) for worker, sample in enumerate(samples)}
-    assert decide(3, told, WORKLOAD, clip_norm=None, lr=0.1, skips=False).stray == stray
+    answer = decide(3, told, WORKLOAD, clip_norm=None, lr=0.1, skips=False)
+    assert answer.stray == stray
+    assert answer.alike == [worker for worker, sample in enumerate(samples) if sample is not None]

@@ -371,8 +371,8 @@ class Coefficient:
         self.value = state["value"]
 
 
-def decaying(job: Job, kept: bool = True) -> dict[str, Any]:
-    """A coefficient of the loss that decays with each epoch of 3 steps."""
+def decaying(job: Job, kept: bool = True, *, by_seen: bool = False) -> dict[str, Any]:
+    """A coefficient of the loss that decays with each epoch of 3 steps; or, `by_seen`, only if this worker has seen all of its losses."""
     net = model()
     rows = torch.utils.data.ConcatDataset([Rows()] * 12)
     net, optimizer, loader = job.prepare(net, adamw(net), rows, batch_size=160, micro_batch_size=40)
@@ -389,7 +389,7 @@ def decaying(job: Job, kept: bool = True) -> dict[str, Any]:
                 reports.append((report.step, report.loss))
                 if kept and report.step % 3 == 2:
                     coefficient.value *= 0.7
-        if not kept:
+        if not kept and (not by_seen or len(reports) % 3 == 0):
             coefficient.value *= 0.7
     return {"reports": reports, "digest": loader.digest()}
 

@@ -292,6 +292,17 @@ def test_a_worker_that_joins_with_another_value_of_the_loops_own_ends_the_job_un
     assert agent.results[0]["digest"] == calm["digest"]
 
 
+def test_a_value_that_differs_from_the_next_pass_on_ends_the_job() -> None:
+    """The loop's coefficient is equal when the worker joins, in the second epoch, and another one in the third."""
+
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", 1, die)
+
+    with pytest.raises(WorkerFailed, match=r"step 3 cannot be taken: worker 2 found other .*They were equal in step \d: what has been"):
+        forks.run(2, train=partial(loops.decaying, kept=False, by_seen=True), prepare=prepare, least=2)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_body_that_depends_on_the_worker_is_refused_in_the_first_step(exact: bool) -> None:
     def train(job: Job) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_a_request_that_arrives_while_a_step_is_computed_is_made_with_that_step(
     def compute(step: int, batch: Any, wished: Any) -> Any:
         job.pause_requested = job.stop_requested = True
         wishes.append(wished())
-        return SimpleNamespace(differ=False, stray=None, step=step)
+        return SimpleNamespace(differ=False, step=step)
 
     vars(worker.runtime.engine).update(compute=compute, executor=SimpleNamespace(taken_over_s=0.0))
     assert worker.runtime.compute(final=final) is not None

@@ -15,6 +15,7 @@ from elastic.engine.after_step import AfterStep
 from elastic.engine.decision import Apply
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
+from elastic.worker.likeness import Likeness
 from elastic.worker.plain.body import Body
 from elastic.worker.plain.source import Stream
 from elastic.worker.trainer import Trainer
@@ -49,8 +50,13 @@ class PlainTrainer(Trainer):
         pass
 
     def compare(self, sample: Callable[[int], str | None]) -> None:
-        """Has what `sample` returns for a step compared between workers when they take their first one together; for each update."""
-        self._runtime.compare(sample, self._updates)
+        """Has what `sample` returns for a step compared between workers now and then, for each update: see `elastic.worker.likeness`."""
+        self._runtime.likeness = Likeness(sample, self._updates)
+
+    def begin_pass(self, end: int) -> None:
+        """Notes that a pass begins, behind whose end so many steps have been taken."""
+        if self._runtime.likeness is not None:
+            self._runtime.likeness.begin(end)
 
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
