@@ -44,6 +44,6 @@ def refuse_partial(root: nn.Module) -> None:
 def _refuse(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     if not _partial and any(not tensor.numel() and id(tensor) in _sized for tensor in _tensors(module)):
         raise TrainerError(
-            "state_dict() was called on layers that are not on this worker, which holds only its stage: call trainer.state_dict() "
+            "state_dict() was called on layers that are not on this worker, which holds only its stage: call the Trainer's state_dict() "
             "on every worker and save the result on one, or give the Trainer checkpoint="
         )

@@ -25,8 +25,8 @@ PART_BYTES = 1 << 20
 """Bytes whose checksums are compared in each step."""
 
 _OUTSIDE = (
-    "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average), and call model.load_state_dict "
-    "before the first loop only"
+    "keep what changes outside of the model that the Trainer gets (an averaged copy: see `average` of the Trainer, or of the loader), and "
+    "call model.load_state_dict before the first loop only"
 )
 _UNCOUNTED = "if nothing writes to it, the memory of this host may be faulty"
 
@@ -102,7 +102,7 @@ class ChangeWatch:
             self._refuse(
                 f"parameter {self._where(name)} was changed in place by the forward of step {step}: neither other workers nor the "
                 "optimizer get this change",
-                "leave out max_norm= and the like, or change trained parameters in trainer.after_step",
+                "leave out max_norm= and the like, or change trained parameters in after_step (of the Trainer, or of the loader)",
             )
         for name in [*self._changed(), *self._running.changed()]:
             if name in self._watched and self._watched[name].frozen:

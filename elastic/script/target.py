@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -25,6 +26,8 @@ MAIN_MODULE = "__mp_main__"
 
 WHOLE = "__main__"
 """What is named of a script that runs as a whole."""
+
+_PARSERS = ("argparse", "click", "typer")
 
 _ADVICE = "workers are other processes and import it by name: define it with `def` at the top level of a module or script file"
 
@@ -180,10 +183,22 @@ def _whole(path: Path) -> Callable[..., Any]:
         try:
             _load_script(path, whole=True)
         except SystemExit as ended:  # many scripts end by `sys.exit(main())`
-            if ended.code not in (None, 0):
-                raise
+            if ended.code in (None, 0):
+                return
+            if _by_parser(ended):
+                raise TrainFunctionError(
+                    f"{path.name} refuses its arguments ({' '.join(sys.argv[1:]) or 'there are none'}), and has printed why: its workers' "
+                    "output shows it. The arguments of a script stand behind `--`"
+                ) from ended
+            raise
 
     return script
+
+
+def _by_parser(ended: SystemExit) -> bool:
+    """Whether a parser of command lines has ended the script."""
+    last = [frame for frame, _ in traceback.walk_tb(ended.__traceback__)][-1]
+    return str(last.f_globals.get("__name__")).partition(".")[0] in _PARSERS
 
 
 def _load_script(path: Path, *, whole: bool = False) -> ModuleType:

@@ -25,7 +25,10 @@ Blocks = Mapping[tuple[int, int, str], Sequence[str]]
 """Checksums of the blocks of copies, by the number of the difference, the worker, and the role."""
 
 _BLOCK = 4096  # elements
-_ADVICE = "or the loop body changes parameters in place without torch noticing (through `.data` or NumPy): do that in trainer.after_step"
+_ADVICE = (
+    "the loop body changes parameters in place without torch noticing (through `.data` or NumPy), which belongs into after_step (of the "
+    "Trainer, or of the loader); or "
+)
 
 
 class Comparing:
@@ -100,9 +103,8 @@ class Comparing:
         return MemoryDamaged(self._discards(found, "memory at rest has changed"), [each.to_json() for each in found])
 
     def _discards(self, found: Sequence[Finding], what: str) -> str:
-        why = "the memory of this host may be faulty"
-        if any(each.state == PARAM and each.copy in (WHOSE["live"], WHOSE["gathered"]) for each in found):
-            why += f", {_ADVICE}"
+        by_loop = any(each.state == PARAM and each.copy in (WHOSE["live"], WHOSE["gathered"]) for each in found)
+        why = f"{_ADVICE if by_loop else ''}the memory of this host may be faulty"
         who = f"worker {self._worker} (host {self._hosts[self._worker]})"
         return f"{who}: {what}: {found[0]}{_more(found)}. It discards that copy, and fetches an intact one; {why}"
 

@@ -64,7 +64,7 @@ class InPlace:
                 break
         raise TrainerError(
             f"the loop body of step {step}, or code behind it, changed {what} in place: a step that is taken again "
-            "after a loss, and workers that join, would lack the change. Make it in trainer.after_step(f), as a "
+            "after a loss, and workers that join, would lack the change. Make it in after_step(f) of the Trainer, or of the loader, as a "
             "part of the step (clamping, averages, teachers), or in a layer. model.load_state_dict is such a change: load weights before "
             "the first loop, and keep the best ones by state_dict() instead of putting them back"
         )

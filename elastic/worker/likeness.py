@@ -78,10 +78,10 @@ def _unlike(who: str, step: int, equal_at: int | None) -> str:
     since = "" if equal_at is None else f" They were equal in step {equal_at}: what has been trained since then may be wrong."
     return (
         f"step {step} cannot be taken: {who} found other gradients than other workers for the same micro-batch of it, with the same "
-        f"parameters and random numbers.{since} The body of the loop uses a value that differs between workers: most likely a variable that "
-        "the loop changes, and that a worker which joins has from the start of train_fn (a coefficient that decays with each epoch, a "
-        "teacher model, a queue), and a checkpoint does not have either; or one of its worker's number, host or environment. Compute such a "
-        "value from loader.report.step, or from the number of the epoch that loader.epochs yields; or keep it in an object with state_dict "
-        "and load_state_dict, change it where loader.report is not None, and give it to loader.register_for_checkpointing. If the body has "
+        f"parameters and random numbers.{since} The body of the loop uses a value that differs between workers: most likely a variable "
+        "that the loop changes, and that a worker which joins has from the start of train_fn (a coefficient that decays with each epoch, a "
+        "teacher model, a queue), and a checkpoint does not have either; or one of its worker's number, host or environment. Compute such "
+        "a value from loader.report.step, or from the number of the epoch that loader.epochs yields; or keep it in an object with "
+        "state_dict and load_state_dict, change it where loader.report is not None, and give it to loader.register_for_checkpointing. If the body has "
         "none, the processors of these hosts compute other bits (fix isa=). exact=False allows it"
     )

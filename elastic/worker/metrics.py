@@ -34,8 +34,7 @@ class Numbers:
             line = json.dumps({"step": step} | values | {"step": step})
         except (TypeError, ValueError) as error:
             raise TrainerError(
-                f"trainer.log() cannot write the values of step {step}: {error}. Give numbers, strings, lists and dicts, such as "
-                "tensor.item()"
+                f"log() cannot write the values of step {step}: {error}. Give numbers, strings, lists and dicts, such as tensor.item()"
             ) from error
         return {"type": "log", "path": os.path.realpath(path), "step": step, "number": self._count, "line": line}
 

@@ -30,7 +30,8 @@ _TIMES = 4  # reports of a wait before it counts
 _TIMES_BUSY = 8  # reports of user code before it is named
 _EVERY = "Every worker must call it, at the same place: not under `if report.leader`, which is for using the result"
 _TOGETHER = (
-    "A loop must be left after the same step on every worker: decide by a value that all have, such as report.loss or trainer.evaluate"
+    "A loop must be left after the same step on every worker: decide by a value that all have, such as report.loss, or the Trainer's "
+    "evaluate()"
 )
 _WORKER = os.path.dirname(os.path.abspath(__file__))
 _HERE = os.path.dirname(_WORKER) + os.sep
@@ -239,7 +240,7 @@ def advice(epoch: int) -> str:
         return ""
     return (
         ". On a worker that joined, the loop's own counters (early stopping, an epoch) have their values from the start of train_fn, "
-        "unless they are given to trainer.register_for_checkpointing"
+        "unless they are given to register_for_checkpointing (of the Trainer, or of the loader)"
     )
 
 

@@ -65,7 +65,7 @@ class Registered:
                 )
             if known and not own and warns:
                 warnings.warn(
-                    f"{self._origin} the states of {_listed(known)}, which are not used: give trainer.register_for_checkpointing the "
+                    f"{self._origin} the states of {_listed(known)}, which are not used: give register_for_checkpointing the "
                     "objects that should load them",
                     stacklevel=4,
                 )
@@ -90,7 +90,7 @@ class Registered:
             raise TrainerError(
                 f"the states given to register_for_checkpointing have {size:,} characters, the largest is that of {largest}; the limit is "
                 f"{LARGEST:,}, since they are sent to every worker that joins. Keep counters and small tensors in them; use "
-                "trainer.average for an average of the parameters, and the state of trainer.after_step for values of a parameter"
+                "average for an average of the parameters, and the state that after_step gets for values of a parameter"
             )
         return states or None
 

@@ -183,7 +183,8 @@ class WorkerRuntime:
             difference = compared({each["worker"]: each["settings"] for each in told})
             raise MismatchError(
                 f"step {step} cannot be taken: {difference}. A loop body must set the same values on every worker: decide by values that "
-                "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
+                "all have, such as report.loss or the Trainer's evaluate(), and not by report.leader or a value of one worker"
+                + advice(epoch)
             )
         if self.likeness is not None:
             self.likeness.committed(answer, job.worker)

@@ -128,7 +128,7 @@ class Steps:
     def save(self) -> None:
         """Saves the state after the newest step (`Trainer.save`)."""
         if self._checkpoints is None:
-            raise TrainerError("trainer.save() has no directory to save to: give the Trainer checkpoint=")
+            raise TrainerError("save() has no directory to save to: give the Trainer, or job.prepare, checkpoint=")
         self._finish()
         runtime = self._runtime
         if runtime.amid:
@@ -136,7 +136,7 @@ class Steps:
             self._save_now()
             self._saved_with = self._history.digest()
         elif runtime.begins:
-            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or after a loop")
+            raise TrainerError("save() is called before the first step of this job: call it in a loop body, or after a loop")
 
     def _save_now(self) -> None:
         step = self._history.step
@@ -149,7 +149,7 @@ class Steps:
         saved_with, self._saved_with = self._saved_with, ""
         if saved_with and self._saved == self._history.step and saved_with != self._history.digest():
             warnings.warn(
-                f"the loop body of step {self._saved} has changed settings after trainer.save(), so the checkpoint does not have the "
+                f"the loop body of step {self._saved} has changed settings after save(), so the checkpoint does not have the "
                 "changes: call save() last in the body",
                 stacklevel=2,
             )

@@ -421,7 +421,7 @@ class Trainer:
             TrainerError: outside a loop body, or for values without a JSON form.
         """
         if not self._runtime.amid:
-            raise TrainerError("trainer.log() is called outside a loop body, but a line belongs to a step: call it in the body")
+            raise TrainerError("log() is called outside a loop body, but a line belongs to a step: call it in the body")
         self._job.send(self._numbers.record(path, self._runtime.handed, values))
 
     def after_step(self, f: AfterStep) -> AfterStep:

@@ -82,7 +82,9 @@ def test_one_worker_is_compared_with_nobody() -> None:
     assert not Likeness(lambda step: "", 1).takes(0, view(1))
 
 
-@pytest.mark.parametrize(("compared_at", "said"), [(None, "numbers. The body"), (6, "They were equal in step 3: what has been trained since")])
+@pytest.mark.parametrize(
+    ("compared_at", "said"), [(None, "numbers. The body"), (6, "They were equal in step 3: what has been trained since")]
+)
 def test_the_error_says_since_when_something_may_be_wrong(compared_at: int | None, said: str) -> None:
     likeness = Likeness(lambda step: "", 2)
     if compared_at is not None:

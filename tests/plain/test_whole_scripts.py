@@ -59,6 +59,20 @@ def test_one_that_exits_with_an_error_has_failed(tmp_path: Path) -> None:
     assert ended.value.code == "no data"
 
 
+@pytest.mark.parametrize(
+    "parser",
+    [
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('--lr', type=float)\np.parse_args()",
+        "import typer\ndef main(lr: float = 0.1) -> None: ...\ntyper.run(main)",
+    ],
+)
+def test_one_that_refuses_its_arguments_is_a_wrong_setting(tmp_path: Path, parser: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TrainFunctionError, match=r"script.py refuses its arguments \(--rate 1\), and has printed why"):
+        run(written(tmp_path, parser), "--rate", 1)
+    assert "--rate" in capfd.readouterr().err
+    run(written(tmp_path, parser), "--help")
+
+
 def test_what_it_raises_passes_through(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run(written(tmp_path, "1 / 0\n"))

@@ -127,7 +127,9 @@ def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
     waits(found, 2, epoch=3, step=4, computes=True)
     said = found.verdict(3, [0, 2], [])
     assert said is not None
-    assert said.endswith("from the start of train_fn, unless they are given to trainer.register_for_checkpointing")
+    assert said.endswith(
+        "from the start of train_fn, unless they are given to register_for_checkpointing (of the Trainer, or of the loader)"
+    )
 
 
 def test_whoever_returned_does_not_come() -> None:
