@@ -82,6 +82,6 @@ def _unlike(who: str, step: int, equal_at: int | None) -> str:
         "that the loop changes, and that a worker which joins has from the start of train_fn (a coefficient that decays with each epoch, a "
         "teacher model, a queue), and a checkpoint does not have either; or one of its worker's number, host or environment. Compute such "
         "a value from loader.report.step, or from the number of the epoch that loader.epochs yields; or keep it in an object with "
-        "state_dict and load_state_dict, change it where loader.report is not None, and give it to loader.register_for_checkpointing. If the body has "
-        "none, the processors of these hosts compute other bits (fix isa=). exact=False allows it"
+        "state_dict and load_state_dict, change it where loader.report is not None, and give it to loader.register_for_checkpointing. If "
+        "the body has none, the processors of these hosts compute other bits (fix isa=). exact=False allows it"
     )

@@ -373,8 +373,8 @@ class Loop:
         part, norm, weighs = now.part, self._clip_norms[now.number], self._weighs[now.number]
         if part.clip_norm != norm:
             raise TrainerError(
-                f"{now.where} {_clips(part.clip_norm)}, but the first one {_clips(norm)}: an update has one norm, so every body "
-                "must call job.clip_grad_norm_ with the same max_norm"
+                f"{now.where} {_clips(part.clip_norm)}, but the first one {_clips(norm)}: an update has one norm, in all steps, so "
+                "every body must call job.clip_grad_norm_ with the same max_norm"
             )
         if (part.weight is not None) != weighs:
             raise TrainerError(
