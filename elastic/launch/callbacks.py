@@ -30,7 +30,10 @@ class Callback:
     """
 
     def on_step(self, report: Report) -> None:
-        """Called once for each committed step, also if the step is taken again after a loss. The report is that of the leader."""
+        """Called once for each committed step, also if the step is taken again after a loss. The report is that of the leader.
+
+        In a plain loop with several optimizers each update counts as a step here, in `elastic top` and in loggers.
+        """
 
     def on_incident(self, incident: Incident) -> None:
         """Called when a recovery, or a planned change of the members, is over."""

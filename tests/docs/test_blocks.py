@@ -36,7 +36,7 @@ def test_a_block_that_names_a_job_trains_alike_on_one_worker_and_on_two(block: B
         done = subprocess.run(
             [sys.executable, "-m", "elastic.cli.main", "run", f"script.py:{name}", "--workers", workers],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
             capture_output=True,
             text=True,
             timeout=150,

@@ -303,6 +303,26 @@ def test_a_value_that_differs_from_the_next_pass_on_ends_the_job() -> None:
         forks.run(2, train=partial(loops.decaying, kept=False, by_seen=True), prepare=prepare, least=2)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_parameter_whose_gradient_is_taken_away_is_left_as_it_is(workers: int) -> None:
+    """As in a plain loop: with a gradient of zeros AdamW would change it by its weight decay."""
+
+    def train(job: Job) -> dict[str, Any]:
+        net = loops.model()
+        before = [parameter.detach().clone() for parameter in net.parameters()]
+        net, optimizer, loader = job.prepare(net, loops.adamw(net), loops.batch, steps=2, **loops.SIZES)
+        for x, y in loader:
+            functional.cross_entropy(net(x), y).backward()
+            next(net.parameters()).grad = None
+            optimizer.step()
+        loader.digest()
+        return {"equal": [torch.equal(*each) for each in zip(before, net.parameters(), strict=True)]}
+
+    for result in forks.run(workers, train=train).results.values():
+        assert result["equal"] == [True] + [False] * (len(result["equal"]) - 1)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_body_that_depends_on_the_worker_is_refused_in_the_first_step(exact: bool) -> None:
     def train(job: Job) -> dict[str, Any]:
