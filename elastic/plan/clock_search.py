@@ -12,7 +12,7 @@ from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mo
 ENERGY_SLACK = 0.0075
 """How much longer a step may take in the mode "energy", as a share."""
 
-ENERGY_MARGIN = 0.015
+ENERGY_MARGIN = 0.01
 """By how much less than the busiest stage those are busy whose clocks fall in the mode "energy", as a share of its seconds.
 
 Seconds are irregular: of stages that need the same each micro-batch waits for the one that happens to be slower.
