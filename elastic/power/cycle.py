@@ -62,6 +62,7 @@ class Cycle:
         self.message_s = 0.0  # the delay of messages that longer steps have shown
         self._promise: Promise | None = None
         self._again = False
+        self._earlier: tuple[float, ...] = ()  # seconds of steps with the chosen clocks before the usual ones were measured again
         self._tried = 0  # choices of this view
 
     # What happens
@@ -237,12 +238,16 @@ class Cycle:
         """Compares a window with what was promised."""
         promise = self._promise
         broken = self._slow(figures) if promise is None else promise.broken(figures, LONGER)
+        if broken is not None and promise is not None and self._again:
+            both = replace(figures, times=(*self._earlier, *figures.typical))  # a machine that slowly becomes slower is so for the second
+            figures, broken = (both, None) if promise.broken(both, LONGER) is None else (figures, broken)
         if broken is None:
             return self._held(figures)
         if not self._again and promise is None:
             self._again = True  # one window may be disturbed
             return Orders()
         if not self._again:
+            self._earlier = figures.typical
             return self._set("comparing", dict.fromkeys(self.clocks), now)
         if promise is not None and self.mode == "energy" and promise.longer(figures) > LONGER:
             return self._tightened(promise, figures, now)

@@ -54,6 +54,7 @@ class Gpus:
     usual: int = 1305
     odd: int | None = None  # a worker whose seconds do not follow its clock
     clocks: dict[int, int | None] = field(default_factory=dict)
+    drift: float = 0.0  # by which share each step takes longer than the one before, since the machine becomes slower
     now: float = 0.0
     step: int = 0
     sums: dict[int, list[float]] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Gpus:
             work = self._steps()
             factors = [self._factor(stage.members[0]) for stage in self.view.plan.stages]
             took = work.steps_s([factors])[0] * (self.disturbed if any(self.clocks.values()) else 1.0)
+            took *= (1 + self.drift) ** self.step
             self.now, self.step = self.now + took, self.step + 1
             for stage, share, factor in zip(self.view.plan.stages, work.work, factors, strict=True):
                 for worker in stage.members:
@@ -196,6 +198,19 @@ def test_one_disturbed_window_is_forgiven():
     gpus.disturbed = 1.0
     finished(cycle, gpus)
     assert cycle.state == "held"
+    assert any(gpus.clocks.values())
+
+
+def test_a_machine_that_becomes_slower_meanwhile_breaks_no_promise():
+    """Each window is a per cent slower than the one before it: so are the chosen clocks, when they are measured behind the usual ones."""
+    cycle, gpus, _ = begun("energy")
+    while cycle.state != "checking":
+        gpus.run(cycle, 1)
+    gpus.drift = 0.0015
+    said = finished(cycle, gpus)
+    assert cycle.state == "held"
+    assert len(said) == 1
+    assert said[0].startswith("measured with these clocks: ")
     assert any(gpus.clocks.values())
 
 
