@@ -125,9 +125,12 @@ def decide(
 
 
 def _stray(samples: Mapping[int, tuple[bool, str]]) -> str | None:
-    """Returns the workers with another sample than most of those that were compared before, or than most of all if none was."""
-    proven = [found for known, found in samples.values() if known] or [found for _, found in samples.values()]
-    usual = max(sorted(set(proven)), key=proven.count, default=None)
+    """Returns the workers with another sample than most of those that were compared before, or than most of all if none was.
+
+    If two samples are as frequent, that of the worker with the lowest number counts: nothing shows who is right.
+    """
+    proven = [found for _, (known, found) in sorted(samples.items()) if known] or [found for _, (_, found) in sorted(samples.items())]
+    usual = max(dict.fromkeys(proven), key=proven.count, default=None)
     strays = sorted(worker for worker, (_, found) in samples.items() if found != usual)
     return f"worker{'s' * (len(strays) > 1)} {', '.join(map(str, strays))}" if strays else None
 
