@@ -8,7 +8,8 @@
     frontier   energy of the frontier's points over the least energy of all combinations of clocks, on Zeus's power sweeps: with all
                combinations, and with the search for more of them
     kills      see dvfs_kills.py
-    reading    seconds of reading energy, throttling and clocks, as a share of the time: in the job of "energy", and of one reading
+    reading    seconds of one reading of energy and throttling; the jobs have the share of the time that reading takes, as processor time
+               and with the reading thread's waits
     digest     whether parameters with "speed", with "energy" and without clocks are equal, bit for bit
 
 The GPUs are stand-ins with the measured time and power of an A100 at each clock (`A100` in examples/nvml_standin.py): what is measured is
@@ -102,7 +103,8 @@ def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[s
         "slower": turns["slower"],
         "models": sorted(found["models"].values()),
         "clocks": [stage["clocks_mhz"] for stage in found["stages"]],
-        "reading_share": found["reading"]["seconds"] / found["reading"]["of_s"],
+        "reading_share": found["reading"]["cpu_s"] / found["reading"]["of_s"],
+        "reading_share_with_waits": found["reading"]["seconds"] / found["reading"]["of_s"],
     }
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import statistics
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Turns:
         self._uuids, self._directory, self._log, self._rounds, self._each = uuids, directory, log, rounds, each
         self.turns: list[Turn] = []
         self.energy: dict[str, Any] = {}  # as the job has described it when it had settled
+        self._read, self._at = 0, list[float]()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -48,10 +50,13 @@ class Turns:
         self._thread.join()
 
     def _steps(self) -> list[float]:
-        try:
-            return [json.loads(line)["at"] for line in self._log.read_text().splitlines()]
-        except (OSError, ValueError):
-            return []
+        """Returns when each step was handed out. Only new lines are read: this thread shares its interpreter with the job's agent."""
+        with suppress(OSError), self._log.open() as log:
+            log.seek(self._read)
+            while (line := log.readline()).endswith("\n"):
+                self._read += len(line)
+                self._at.append(json.loads(line)["at"])
+        return self._at
 
     def _await(self, count: int) -> bool:
         """Waits until so many steps are handed out; False if the job ends before."""

@@ -10,7 +10,8 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class JobPower:
         self._clocking: Clocking | None = None
         self._view: View | None = None
         self._missed = False  # the user was told which worker has no GPU
-        self._reads, self._reading_s, self._began = 0, 0.0, time.monotonic()
+        self._reads, self._reading_s, self._reading_cpu_s, self._began = 0, 0.0, 0.0, time.monotonic()
 
     # Calls from the agent's loop
 
@@ -232,10 +233,10 @@ class JobPower:
         if self.cycle.view is None or epoch != self.cycle.view.epoch or time.monotonic() - at > _LATE_S:
             return
         self._tokens = tokens or self._tokens
-        began = time.perf_counter()
-        joules = self._read(worker)
-        self._notice_clock(worker)
-        self._reads, self._reading_s = self._reads + 1, self._reading_s + time.perf_counter() - began
+        with self._timed():
+            joules = self._read(worker)
+            self._notice_clock(worker)
+        self._reads += 1
         before = self.cycle.figures
         self._obey(self.cycle.noted(worker, Report(step, at, effort[0], effort[2], joules), time.monotonic()))
         if self.cycle.figures is not before:
@@ -257,8 +258,16 @@ class JobPower:
     def _write(self) -> None:
         faults = {device.gpu.uuid: device.meter.fault for device in self._devices.values() if device.meter.fault is not None}
         content = energy_file.described(self._job, self.cycle, self._tokens, faults, self._frontier)
-        reading = {"reads": self._reads, "seconds": self._reading_s, "of_s": time.monotonic() - self._began}
+        took = {"seconds": self._reading_s, "cpu_s": self._reading_cpu_s}  # with the waits for locks and for the interpreter, and without
+        reading = {"reads": self._reads, **took, "of_s": time.monotonic() - self._began}
         energy_file.write(self._directory, {**content, "reading": reading})
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began, began_cpu = time.perf_counter(), time.thread_time()
+        yield
+        self._reading_s += time.perf_counter() - began
+        self._reading_cpu_s += time.thread_time() - began_cpu
 
     def _read(self, worker: int) -> float | None:
         """Reads a GPU's counter. Returns its joules so far; None if they are not known."""
@@ -298,12 +307,11 @@ class JobPower:
 
     def _look(self) -> None:
         """Reads GPUs without a counter, takes Xid events, and replaces a guardian that has died."""
-        began = time.perf_counter()
-        self._faults.look()
-        for worker, device in list(self._devices.items()):
-            if not device.counts:
-                self._read(worker)
-        self._reading_s += time.perf_counter() - began
+        with self._timed():
+            self._faults.look()
+            for worker, device in list(self._devices.items()):
+                if not device.counts:
+                    self._read(worker)
         if self._clocks is not None and self._clocks.lost:
             self._renew()
 
