@@ -26,7 +26,8 @@ class Apply:
     `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
     every generator keyed. `scale`: the gradients were computed with losses times this; `overflowed`: they are not finite, and a smaller one
-    is tried in the next step. `stray`: which workers have another sample than the others, in words; `alike`: all that have one.
+    is tried in the next step. `stray`: which workers have another sample than the others, in words; `alike`: all that have
+    one; `unproven`: all of these came later, and none was ever compared with one that has been there since the job began.
     """
 
     step: int
@@ -48,19 +49,26 @@ class Apply:
     scale: float = 1.0
     overflowed: bool = False
     stray: str | None = None
-    alike: Sequence[int] = ()
+    alike: tuple[int, ...] = ()
+    unproven: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; all are numbers and strings, or a list of them."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__} | {"alike": [*self.alike]}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Apply:
+        """The inverse of `to_json`."""
+        return cls(**{**fields, "alike": tuple(fields["alike"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """Requests of one member with its READY: to stop or pause after the step, or to `save` the one before it, which `no_save` forbids.
 
-    `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members. `sample`: whether this member has
-    been compared before, and a checksum of what all members must compute alike, which some may leave out.
+    `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members. `sample`: whether this
+    member has been there since the job began, or was compared with one that is known to be right, and a checksum of what all
+    members must compute alike, which some may leave out.
     """
 
     settings: str = ""
@@ -120,12 +128,13 @@ def decide(
         scale=factor,
         overflowed=overflowed,
         stray=_stray(samples),
-        alike=sorted(samples),
+        alike=tuple(sorted(samples)),
+        unproven=bool(samples) and not any(proven for proven, _ in samples.values()),
     )
 
 
 def _stray(samples: Mapping[int, tuple[bool, str]]) -> str | None:
-    """Returns the workers with another sample than most of those that were compared before, or than most of all if none was.
+    """Returns the workers with another sample than most of those that are known to be right, or than most of all if none is.
 
     If two samples are as frequent, that of the worker with the lowest number counts: nothing shows who is right.
     """

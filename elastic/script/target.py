@@ -27,7 +27,7 @@ MAIN_MODULE = "__mp_main__"
 WHOLE = "__main__"
 """What is named of a script that runs as a whole."""
 
-_PARSERS = ("argparse", "click", "typer")
+_PARSERS, _WRONG = ("argparse", "click", "typer"), 2  # what they exit with for wrong arguments
 
 _ADVICE = "workers are other processes and import it by name: define it with `def` at the top level of a module or script file"
 
@@ -185,7 +185,7 @@ def _whole(path: Path) -> Callable[..., Any]:
         except SystemExit as ended:  # many scripts end by `sys.exit(main())`
             if ended.code in (None, 0):
                 return
-            if _by_parser(ended):
+            if ended.code == _WRONG and not getattr(job, "epoch", 0) and _by_parser(ended):
                 raise TrainFunctionError(
                     f"{path.name} refuses its arguments ({' '.join(sys.argv[1:]) or 'there are none'}), and has printed why: its workers' "
                     "output shows it. The arguments of a script stand behind `--`"

@@ -170,7 +170,7 @@ class Engine:
             lambda all_ready: (self._decide(step, all_ready), self._hear_running(all_ready)),
         )
         self._told_running = arrays or {}
-        return Apply(**decided)
+        return Apply.from_json(decided)
 
     def _replay(self) -> None:
         """Waits until all updates of the newest step are here, and brings the replicas to that step."""

@@ -232,7 +232,7 @@ class History:
             change = self._changes.get(resume) if after is not None and resume <= seen else None
             self._restore(settings if change is None else change.made_to(settings))
             if progress.apply is not None:
-                self._answers[resume] = Apply(**progress.apply)
+                self._answers[resume] = Apply.from_json(progress.apply)
         self._stand_at(resume)
         self._after = after
 

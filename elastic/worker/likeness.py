@@ -2,12 +2,15 @@
 
 What the runtime does not know, such as a variable that the loop changes, may differ between workers: because one joined later, or has
 seen fewer steps of a pass. So all are compared in the first step that a worker takes with others, and in their first one of the next
-pass over the data; and again whenever this costs no more than a thousandth of what they compute.
+pass over the data; in that of later passes, if this is a small part of what they compute; and again whenever it is a tiny one.
+
+A worker that has been there since the job began is *proven*, and so is one that was compared with a proven one. If none is left, nothing
+shows whether the others have the right values: the user is warned, and they count as proven.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection
 
@@ -15,62 +18,81 @@ from elastic.engine.decision import Apply
 from elastic.errors import MismatchError
 from elastic.view import View
 
-SHARE = 1e-3
-"""How much of the micro-batches that a worker computes may be for comparison only, behind the first two."""
+SHARE, SHARE_OF_PASSES = 1e-3, 0.05
+"""How much of the micro-batches that a worker computes may be for comparison only: anywhere, and where passes begin."""
 
 _PASSES = 2
+
+_ALONE = (
+    "no worker is left that was compared with one of the first ones: if the loop uses a variable that it changes (a coefficient that "
+    "decays with each epoch, a teacher model), it has its value from the start of train_fn again, and nothing shows it. Compute such a "
+    "value from loader.report.step or the number of the epoch, or give it to loader.register_for_checkpointing"
+)
 
 
 class Likeness:
     """One worker's knowledge of whom it was compared with.
 
     `sample` computes the checksum for a step, or returns None where it cannot. It is done for each of the `updates` made with a batch.
+    `proven`: this worker is one of the first ones.
     """
 
-    def __init__(self, sample: Callable[[int], str | None], updates: int) -> None:
-        self._sample, self._updates = sample, updates
-        self._pass = 0
+    def __init__(self, sample: Callable[[int], str | None], updates: int, *, proven: bool) -> None:
+        self._sample, self._updates, self._proven = sample, updates, proven
+        self._pass = 0  # the first step of the pass that has begun here
         self._passes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)  # by worker and update: those in which it was compared
         self._last: dict[int, int] = {}  # by update: the newest step that was compared
 
-    def begin(self, end: int) -> None:
-        """Notes that a pass begins, behind whose end so many steps have been taken."""
-        self._pass = end
+    def begin(self, step: int) -> None:
+        """Notes that a pass begins with this step of the loop."""
+        self._pass = step
 
     def takes(self, step: int, view: View) -> bool:
         """Whether members are compared in this step; all say the same."""
         update = step % self._updates
         if len(view.workers) < 2:
+            self._trust(unproven=not self._proven)
             return False
-        each = self._updates * math.ceil(len(view.workers) / (view.workload.micro_batches * SHARE))
-        return step >= self._last.get(update, -math.inf) + each or any(self._is_new(worker, update) for worker in view.workers)
+        if any(self._is_new(worker, update) for worker in view.workers):
+            return True
+        since = (step - self._last.get(update, 0)) // self._updates * view.workload.micro_batches / len(view.workers)
+        return since >= 1 / SHARE or (step // self._updates == self._pass and since >= 1 / SHARE_OF_PASSES)
 
     def _is_new(self, worker: int, update: int) -> bool:
         passes = self._passes[worker, update]
         return len(passes) < _PASSES and self._pass not in passes
 
     def sampled(self, step: int) -> tuple[bool, str] | None:
-        """Returns whether this worker has been compared before, and the checksum; None if it cannot be computed now."""
+        """Returns whether this worker is proven, and the checksum; None if it cannot be computed now."""
         found = self._sample(step)
-        return None if found is None else (bool(self._last), found)
+        return None if found is None else (self._proven, found)
 
     def committed(self, answer: Apply, worker: int) -> None:
         """Notes who was compared with this worker. Raises MismatchError if workers differ."""
         if answer.stray is not None:
-            raise MismatchError(_unlike(answer.stray, answer.step // self._updates, self._equal_at(answer.step)))
-        self._note(answer.step, answer.alike if worker in answer.alike else ())
+            raise MismatchError(_unlike(answer.stray, answer.step // self._updates, self._equal_at(answer)))
+        if worker in answer.alike:
+            self._note(answer.step, answer.alike)
+            self._trust(unproven=answer.unproven, says=worker == answer.alike[0])
+
+    def _trust(self, *, unproven: bool, says: bool = True) -> None:
+        if unproven and says:
+            warnings.warn(_ALONE, stacklevel=2)
+        self._proven = True
 
     def _note(self, step: int, workers: Collection[int]) -> None:
         update = step % self._updates
         for each in workers:
             if len(self._passes[each, update]) < _PASSES:
                 self._passes[each, update].add(self._pass)
-        if workers:
-            self._last[update] = step
+        self._last[update] = step
 
-    def _equal_at(self, step: int) -> int | None:
-        last = self._last.get(step % self._updates)
-        return None if last is None else last // self._updates
+    def _equal_at(self, answer: Apply) -> int | None:
+        """Returns the newest step in which all that were compared now were found alike; None if one of them is new."""
+        update = answer.step % self._updates
+        if not all(self._passes[worker, update] for worker in answer.alike):
+            return None
+        return self._last[update] // self._updates if update in self._last else None
 
 
 def _unlike(who: str, step: int, equal_at: int | None) -> str:

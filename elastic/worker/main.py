@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError
+from elastic.errors import CheckpointError, ElasticError, MismatchError, NonFinite, SettingsError
 from elastic.host import signals
 from elastic.host.channel import AGENT_GONE, Channel, Message
 from elastic.host.rundir import RunDirectory
@@ -141,7 +141,7 @@ def _failure(job: Job, error: BaseException) -> Message:
     if isinstance(error, SystemExit):
         message = f"train_fn called sys.exit({_text(error.code, repr)}), which ends the job as a failure, without saving its last step"
     tb = _user_part(error.__traceback__)
-    if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError):
+    if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError | MismatchError):
         message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     if text and (more := _text(error, advice)):

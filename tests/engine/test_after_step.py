@@ -92,7 +92,7 @@ def _replaced(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* trainer\.after_step"),
+        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* after_step\(f\) of the Trainer"),
         (_replaced, r"step 1, or code behind it, changed parameter 0\.weight in place"),
         (lambda model: model.requires_grad_(False), r"step 1, or code behind it, changed requires_grad of parameter 0\.weight"),
     ],
@@ -138,7 +138,7 @@ def _exchanged(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* trainer\.after_step"),
+        (_zeroed, r"step 1, or code behind it, changed parameter 0\.weight in place: .* after_step\(f\) of the Trainer"),
         (lambda model: model.requires_grad_(False), r"changed requires_grad of parameter 0\.weight.*or to train it later"),
         (_exchanged, r"parameter 0\.(weight|bias) of the model was replaced, .* after step 1: .* with all layers before it"),
     ],

@@ -36,8 +36,8 @@ def ready(worker: int, sample: tuple[bool, str] | None) -> Any:
     ],
 )
 def test_who_found_something_else_is_named(samples: list[tuple[bool, str] | None], stray: str | None) -> None:
-    """The flag is whether a worker was compared before: those that were are right."""
+    """The flag is whether a worker is known to be right."""
     told = {worker: ready(worker, sample) for worker, sample in enumerate(samples)}
     answer = decide(3, told, WORKLOAD, clip_norm=None, lr=0.1, skips=False)
     assert answer.stray == stray
-    assert answer.alike == [worker for worker, sample in enumerate(samples) if sample is not None]
+    assert answer.alike == tuple(worker for worker, sample in enumerate(samples) if sample is not None)

@@ -394,6 +394,32 @@ def decaying(job: Job, kept: bool = True, *, by_seen: bool = False) -> dict[str,
     return {"reports": reports, "digest": loader.digest()}
 
 
+def by_losses(job: Job, kind: str) -> dict[str, Any]:
+    """A coefficient of the loss that follows from the losses that this worker has seen.
+
+    `kind`: "breaks": after the first of two loops over the loader; "patience": in later epochs only, by their mean losses.
+    """
+    net = model()
+    rows = torch.utils.data.ConcatDataset([Rows()] * 12)
+    length = {"steps": 9} if kind == "breaks" else {}
+    net, optimizer, loader = job.prepare(net, adamw(net), rows, batch_size=160, micro_batch_size=20, **length)
+    coefficient, seen, means = 1.0, list[float](), list[float]()
+    for number in range(2) if kind == "breaks" else loader.epochs(8):
+        for x, y in loader:
+            (coefficient * functional.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if (report := loader.report) is not None:
+                seen.append(report.loss)
+                if kind == "breaks" and number == 0 and report.step == 3:
+                    break
+        means.append(sum(seen) / max(1, len(seen)))
+        seen.clear()
+        if kind == "breaks" or len(means) >= 4:
+            coefficient = means[-1]
+    return {"reports": means, "digest": loader.digest()}
+
+
 def between_runs(job: Job) -> dict[str, Any]:
     """The same of a Trainer with several runs of 3 steps each."""
     net = model()

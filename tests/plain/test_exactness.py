@@ -303,6 +303,16 @@ def test_a_value_that_differs_from_the_next_pass_on_ends_the_job() -> None:
         forks.run(2, train=partial(loops.decaying, kept=False, by_seen=True), prepare=prepare, least=2)
 
 
+@pytest.mark.parametrize(("kind", "died", "step"), [("breaks", 1, 4), pytest.param("patience", 7, r"\d+", marks=pytest.mark.long)])
+def test_a_value_that_differs_in_any_later_pass_ends_the_job(kind: str, died: int, step: object) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", died, die)
+
+    with pytest.raises(WorkerFailed, match=rf"step {step} cannot be taken: worker 2 found other gradients"):
+        forks.run(2, train=partial(loops.by_losses, kind=kind), prepare=prepare, least=2)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_parameter_whose_gradient_is_taken_away_is_left_as_it_is(workers: int) -> None:

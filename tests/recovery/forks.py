@@ -87,7 +87,8 @@ def _child(prepare: Prepare, train: Train, worker: int, workers: int, pipe: Conn
             pipe.send(message)
 
     settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="default")
-    job = Job(WorkerSpec(worker=worker, host="here", directory=directory, secret="5e", settings=settings), send)
+    spec = WorkerSpec(worker=worker, host="here", directory=directory, secret="5e", settings=settings, joins=worker >= workers)
+    job = Job(spec, send)
 
     def listen() -> None:
         while True:

@@ -172,7 +172,7 @@ class Loop:
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
-            self._trainer.begin_pass(end)
+            self._trainer.begin_pass()
             self._tail, self.took = self.states(), False
             self._event = self._turns.begin(lambda: self._engine(end * len(self._parts)))
             while not isinstance(event := self._next(), Ended):

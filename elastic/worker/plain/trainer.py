@@ -51,12 +51,12 @@ class PlainTrainer(Trainer):
 
     def compare(self, sample: Callable[[int], str | None]) -> None:
         """Has what `sample` returns for a step compared between workers now and then, for each update: see `elastic.worker.likeness`."""
-        self._runtime.likeness = Likeness(sample, self._updates)
+        self._runtime.likeness = Likeness(sample, self._updates, proven=not self._job.joins)
 
-    def begin_pass(self, end: int) -> None:
-        """Notes that a pass begins, behind whose end so many steps have been taken."""
+    def begin_pass(self) -> None:
+        """Notes that a pass over the data begins."""
         if self._runtime.likeness is not None:
-            self._runtime.likeness.begin(end)
+            self._runtime.likeness.begin(self.step // self._updates)
 
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
