@@ -1,8 +1,8 @@
 """In which steps members compare what all of them must compute alike: a checksum of one micro-batch's loss and gradients.
 
 What the runtime does not know, such as a variable that the loop changes, may differ between workers: because one joined later, or has
-seen fewer steps of a pass. So all are compared in the first step that a worker takes with others, and in their first one of the next
-pass over the data; in that of later passes, if this is a small part of what they compute; and again whenever it is a tiny one.
+seen fewer steps of a pass. So all are compared in the first step that a worker takes with others, and where passes over the data begin:
+of the next one, and of all as long as any worker is there that came later; and again whenever this is a tiny part of what they compute.
 
 A worker that has been there since the job began is *proven*, and so is one that was compared with a proven one. If none is left, nothing
 shows whether the others have the right values: the user is warned, and they count as proven.
@@ -18,8 +18,8 @@ from elastic.engine.decision import Apply
 from elastic.errors import MismatchError
 from elastic.view import View
 
-SHARE, SHARE_OF_PASSES = 1e-3, 0.05
-"""How much of the micro-batches that a worker computes may be for comparison only: anywhere, and where passes begin."""
+SHARE = 1e-3
+"""How much of the micro-batches that a worker computes may be for comparison only in the middle of passes."""
 
 _PASSES = 2
 
@@ -42,6 +42,7 @@ class Likeness:
         self._pass = 0  # the first step of the pass that has begun here
         self._passes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)  # by worker and update: those in which it was compared
         self._last: dict[int, int] = {}  # by update: the newest step that was compared
+        self._first: frozenset[int] | None = None if proven else frozenset()  # the members of the first view
 
     def begin(self, step: int) -> None:
         """Notes that a pass begins with this step of the loop."""
@@ -50,13 +51,15 @@ class Likeness:
     def takes(self, step: int, view: View) -> bool:
         """Whether members are compared in this step; all say the same."""
         update = step % self._updates
+        if self._first is None:
+            self._first = frozenset(view.workers if view.epoch == 1 else ())
         if len(view.workers) < 2:
             self._trust(unproven=not self._proven)
             return False
         if any(self._is_new(worker, update) for worker in view.workers):
             return True
         since = (step - self._last.get(update, 0)) // self._updates * view.workload.micro_batches / len(view.workers)
-        return since >= 1 / SHARE or (step // self._updates == self._pass and since >= 1 / SHARE_OF_PASSES)
+        return since >= 1 / SHARE or (step // self._updates == self._pass and not self._first.issuperset(view.workers))
 
     def _is_new(self, worker: int, update: int) -> bool:
         passes = self._passes[worker, update]
