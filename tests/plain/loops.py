@@ -394,6 +394,26 @@ def decaying(job: Job, kept: bool = True, *, by_seen: bool = False) -> dict[str,
     return {"reports": reports, "digest": loader.digest()}
 
 
+def left_epochs(job: Job, epochs: int = 4, **options: Any) -> dict[str, Any]:
+    """Epochs of 3 steps, of which the first and the third are left after 2 and 1; the loss has a factor by the epoch's number."""
+    net = model()
+    rows = torch.utils.data.ConcatDataset([Rows()] * 12)
+    net, optimizer, loader = job.prepare(net, adamw(net), rows, batch_size=160, micro_batch_size=40, **options)
+    reports: list[Any] = []
+    for epoch in loader.epochs(epochs):
+        steps = 0
+        for x, y in loader:
+            (0.9**epoch * functional.cross_entropy(net(x), y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if (report := loader.report) is not None:
+                reports.append((report.step, epoch, report.loss))
+                steps = report.step
+                if (epoch, steps) in ((0, 1), (2, 5)):
+                    break
+    return {"reports": reports, "digest": loader.digest()}
+
+
 def by_losses(job: Job, kind: str) -> dict[str, Any]:
     """A coefficient of the loss that follows from the losses that this worker has seen.
 

@@ -313,6 +313,42 @@ def test_a_value_that_differs_in_any_later_pass_ends_the_job(kind: str, died: in
         forks.run(2, train=partial(loops.by_losses, kind=kind), prepare=prepare, least=2)
 
 
+def test_an_epoch_behind_one_that_was_left_has_all_its_steps() -> None:
+    assert [(step, epoch) for step, epoch, _ in expected(loops.left_epochs)["reports"]] == [
+        *((0, 0), (1, 0)),
+        *((2, 1), (3, 1), (4, 1)),
+        (5, 2),
+        *((6, 3), (7, 3), (8, 3)),
+    ]
+
+
+@pytest.mark.parametrize("step", [1, 2, pytest.param(3, marks=pytest.mark.long), 5, pytest.param(6, marks=pytest.mark.long)])
+def test_a_worker_that_joins_is_in_the_epoch_of_the_others(step: int) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", step, die)
+
+    agent = forks.run(2, train=loops.left_epochs, prepare=prepare, least=2)
+    calm = expected(loops.left_epochs)
+    assert agent.results[0]["reports"] == calm["reports"]
+    assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+
+
+@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.long), pytest.param(6, marks=pytest.mark.long), 7])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_job_that_continues_is_in_the_epoch_of_the_one_before(stop: int, every: int, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("it ends here")
+
+    calm = expected(loops.left_epochs)
+    saved = partial(loops.left_epochs, checkpoint=str(tmp_path), every=every)
+    with pytest.raises(WorkerFailed, match="it ends here"):
+        forks.run(1, train=saved, prepare=lambda job: when(job, "backward", stop, fail))
+    agent = forks.run(2, train=saved)
+    check(agent, {"reports": calm["reports"][-len(agent.results[0]["reports"]) :], "digest": calm["digest"]})
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_parameter_whose_gradient_is_taken_away_is_left_as_it_is(workers: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from elastic.engine.after_step import AfterStep
 from elastic.errors import TrainerError
 from elastic.worker.plain.loop import Loop, Place
+from elastic.worker.plain.passes import Passes
 from elastic.worker.plain.refusals import check_schedulers
 from elastic.worker.plain.trainer import PlainTrainer
 from elastic.worker.report import Report
@@ -23,23 +24,22 @@ class Loader:
     `optimizer.step()`: that is the place for what a loop does once a step. A pass that a worker has joined after is empty there.
     """
 
-    def __init__(self, loop: Loop, end_of: Callable[[int], int]) -> None:
+    def __init__(self, loop: Loop, passes: Passes) -> None:
         self.loop = loop
-        self._end_of = end_of
-        self._passes = 0
+        self._passes = passes
+        self._next = 0  # the number of the pass that the next loop makes
         self._before: list[Callable[[PlainTrainer], Any]] = []
         self.optimizers: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
         for optimizer in self.optimizers:
             check_schedulers(optimizer)
-        number, self._passes = self._passes, self._passes + 1
-        return self.loop.run(self._end_of(number))
+        number, self._next = self._next, self._next + 1
+        return self.loop.run(self._passes, number)
 
     def __len__(self) -> int:
         """The number of steps of the present pass, in its bodies; of the next one, elsewhere."""
-        number = self._passes if self.loop.place is Place.OUTSIDE else self._passes - 1
-        return self._end_of(number) - (self._end_of(number - 1) if number else 0)
+        return self._passes.length(self._next if self.loop.place is Place.OUTSIDE else self._next - 1)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Yields the numbers of `count` epochs, for a loop over the loader in each; without those that are over when this worker joins.
@@ -51,8 +51,8 @@ class Loader:
         for number in range(count):
             if self.loop.stopped:
                 return
-            if number == 0 or self.loop.taken < self._end_of(number) or self.loop.resumed_at == self._end_of(number):
-                self._passes = number
+            if number == 0 or self.loop.taken < self._passes.end(number) or self.loop.resumed_at == self._passes.end(number):
+                self._next = number
                 yield number
 
     @property

@@ -28,6 +28,7 @@ from elastic.worker.job import Job
 from elastic.worker.plain import backwards
 from elastic.worker.plain.body import body_of, checksum, handed_over, take_gradients
 from elastic.worker.plain.iteration import ONE, Iteration, Kind
+from elastic.worker.plain.passes import Passes
 from elastic.worker.plain.source import Stream
 from elastic.worker.plain.trainer import PlainTrainer
 from elastic.worker.plain.trial import Trial
@@ -152,8 +153,8 @@ class Loop:
         """The number of steps that have been taken in all; 0 before this worker has joined."""
         return 0 if self._trainer is None else self._trainer.step // len(self._parts)
 
-    def run(self, end: int) -> Iterator[Any]:
-        """Yields micro-batches for bodies until `end` steps have been taken in all."""
+    def run(self, passes: Passes, number: int) -> Iterator[Any]:
+        """Yields micro-batches for bodies until the pass with this number ends."""
         self._check()
         self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         if self.place is not Place.OUTSIDE:
@@ -167,12 +168,15 @@ class Loop:
                 self._trainer = self._make(self._body, trial.cost, self._clip_norms)
                 if len(self._parts) > 1:
                     self._trainer.register_for_checkpointing(self.losses)
+                if passes.whole:
+                    self._trainer.register_for_checkpointing(passes)
                 if self._exact:
                     self._trainer.compare(self._sample)
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
             self._trainer.begin_pass()
+            end = passes.end(number)  # known now, also to a worker that has joined
             self._tail, self.took = self.states(), False
             self._event = self._turns.begin(lambda: self._engine(end * len(self._parts)))
             while not isinstance(event := self._next(), Ended):
@@ -181,6 +185,8 @@ class Loop:
                 self.took = self.resumed_at == end
         except GeneratorExit:
             self._left()
+            if self.place is Place.COMMITTED:
+                passes.left(number, self.taken)
             raise
         finally:
             self.place = Place.OUTSIDE

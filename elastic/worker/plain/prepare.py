@@ -16,6 +16,7 @@ from elastic.worker.plain.arguments import Sorted
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.loop import Loop
 from elastic.worker.plain.optimizer import PreparedOptimizer, PreparedScheduler
+from elastic.worker.plain.passes import Passes
 from elastic.worker.plain.refusals import check_module, check_optimizers, check_options
 from elastic.worker.plain.several import Schedulers, as_one, parameters_of
 from elastic.worker.plain.source import SizedStream, stream_of
@@ -44,7 +45,7 @@ def prepare(
     what = given(found.data, batch_size, collate)
     cut_batch(what.batch_size, micro_batch_size, options.get("grains"))
     stream = stream_of(what, micro_batch_size, seed)
-    ends = _ends(what, stream if isinstance(stream, SizedStream) else None, steps, epochs)
+    passes = Passes(_ends(what, stream if isinstance(stream, SizedStream) else None, steps, epochs), whole=steps is None)
     parameters = [parameters_of(each) for each in found.optimizers]
     optimizer = as_one(found.optimizers)
     scheduler = found.schedulers[0] if len(found.schedulers) == 1 and len(found.optimizers) == 1 else None
@@ -59,7 +60,7 @@ def prepare(
 
     model = found.models[0] if len(found.models) == 1 else nn.ModuleList(found.models)
     loop = Loop(job, model, optimizer, parameters, stream, make, seed, exact=options.get("exact", True))
-    loader = Loader(loop, ends)
+    loader = Loader(loop, passes)
     job.clips, job.weighs = loop.clip, loop.weighted
     loader.optimizers = [PreparedOptimizer(each, loop, number) for number, each in enumerate(found.optimizers)]
     prepared = {id(each): ours for each, ours in zip(found.optimizers, loader.optimizers, strict=True)}
