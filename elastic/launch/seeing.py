@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,10 +39,6 @@ class Seeing:
                     f"callbacks=[{callback!r}]: a callback is an object with some of the methods {', '.join(_METHODS)}, such as an "
                     "instance of a subclass of elastic.Callback"
                 )
-        for name in ("trace", "report"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).absolute().parent.is_dir():
-                raise SettingsError(f"{name}={os.fspath(path)!r}: there is no directory {Path(path).absolute().parent}")
         if self.metrics_port is not None:
             address_of(self.metrics_port)
 
@@ -63,12 +59,23 @@ class Seeing:
     @contextmanager
     def opened(self, job: str, directory: RunDirectory) -> Generator[Audience]:
         """Begins to watch a job that starts now; afterwards writes trace and report. Raises SettingsError before the job starts."""
+        self._check_files()
         audience = Audience(self._listeners(job))
         try:
             yield audience
         finally:
             audience.close()
             self._write(job, directory)
+
+    def _check_files(self) -> None:
+        for name in ("trace", "report"):
+            if (path := getattr(self, name)) is None:
+                continue
+            file = Path(path).absolute()
+            if not file.parent.is_dir():
+                raise SettingsError(f"{name}={os.fspath(path)!r}: there is no directory {file.parent}")
+            if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+                raise SettingsError(f"{name}={os.fspath(path)!r}: this user cannot write such a file")
 
     def _listeners(self, job: str) -> list[tuple[str, Listener]]:
         found: list[tuple[str, Listener]] = []
@@ -105,17 +112,21 @@ class Seeing:
 
     def _write(self, job: str, directory: RunDirectory) -> None:
         """Writes the files. What fails is reported: the job's own outcome counts."""
-        try:
-            if self.trace is not None:
-                from elastic.observe.trace import write as write_trace
+        if self.trace is not None:
+            from elastic.observe.trace import write as write_trace
 
-                write_trace(directory, Path(self.trace))
-            if self.report is not None:
-                from elastic.observe.page import write as write_report
+            _tried("trace", lambda path: write_trace(directory, path), self.trace)
+        if self.report is not None:
+            from elastic.observe.page import write as write_report
 
-                write_report(directory, Path(self.report), job)
-        except (OSError, ElasticError, ValueError, KeyError) as error:
-            say(f"trace or report could not be written: {type(error).__name__}: {error}")
+            _tried("report", lambda path: write_report(directory, path, job), self.report)
+
+
+def _tried(what: str, write: Callable[[Path], object], path: str | os.PathLike[str]) -> None:
+    try:
+        write(Path(path))
+    except (OSError, ElasticError, ValueError, KeyError) as error:
+        say(f"the {what} {os.fspath(path)} could not be written: {type(error).__name__}: {error}")
 
 
 def address_of(port: Port) -> tuple[str, int]:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastic.errors import SettingsError
+
 _LARGEST = 64 << 20  # bytes of a file
 
 
@@ -124,6 +126,9 @@ class OutputReader:
         return sorted(lines, key=lambda line: line.at)
 
     def _paths(self) -> list[Path]:
+        """Raises SettingsError if the folder is another user's."""
+        if self._folder.is_dir() and not os.access(self._folder, os.R_OK | os.X_OK):
+            raise SettingsError(f"{self._folder}: what workers print can only be read by the user whose job it is")
         with suppress(OSError):
             paths = sorted(path for path in self._folder.iterdir() if path.stem.isdigit() and path.suffix[1:].isdigit())
             return [path for path in paths if self._worker is None or int(path.stem) == self._worker]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
+from elastic.errors import SettingsError
 from elastic.observe.output import Collapse, KeptStream, Line, OutputFile, OutputReader, ranges
 
 
@@ -80,3 +82,9 @@ def test_equal_lines_of_a_moment_are_one_line_with_a_count():
 
 def test_ranges():
     assert ranges([3, 0, 1, 2, 5, 7, 8]) == "0-3 5 7-8"
+
+
+def test_output_of_another_user_is_refused_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastic.observe.output.os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(SettingsError, match="can only be read by the user whose job it is"):
+        OutputReader(tmp_path).read()

@@ -19,6 +19,7 @@ from elastic.worker.loading.given import Given
 from elastic.worker.loading.given import given as given_data
 from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.loop import Place
+from elastic.worker.plain.passes import Passes
 from elastic.worker.plain.prepare import _ends
 from elastic.worker.plain.source import Stream, stream_of
 from tests.plain import loops
@@ -107,7 +108,7 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
 def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
     """`taken`: steps before the first loop, and after each."""
     loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE)
-    loader, found = Loader(loop, lambda number: 10 * (number + 1)), []
+    loader, found = Loader(loop, Passes(lambda number: 10 * (number + 1), whole=True)), []
     for number, after in zip(loader.epochs(3), taken[1:], strict=False):
         found.append((number, len(loader)))
         loop.taken, loop.stopped = after, stopped
@@ -117,7 +118,7 @@ def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numb
 def test_an_epoch_whose_end_a_checkpoint_is_of_is_gone_on_with_behind_its_loop() -> None:
     loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None)
     found = []
-    for number in Loader(loop, lambda number: 10 * (number + 1)).epochs(4):
+    for number in Loader(loop, Passes(lambda number: 10 * (number + 1), whole=True)).epochs(4):
         found.append(number)
         loop.taken = loop.resumed_at = 20
         if number > 1:

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_a_report_has_nan_for_what_is_no_number():
         ({"callbacks": [print]}, "a callback is an object with some of the methods on_step, on_incident, on_layout"),
         ({"callbacks": [Recorded]}, "such as an instance of a subclass of elastic.Callback"),
         ({"report": "/nowhere/run.html"}, "report='/nowhere/run.html': there is no directory /nowhere"),
+        ({"trace": "/tmp"}, "trace='/tmp': this user cannot write such a file"),
         ({"metrics_port": "localhost"}, "metrics_port='localhost': use a port, or ADDRESS:PORT"),
         ({"metrics_port": 1 << 16}, "use a port"),
     ],
@@ -104,6 +106,12 @@ def test_a_report_has_nan_for_what_is_no_number():
 def test_wrong_arguments_are_refused_before_anything_starts(arguments, said):
     with pytest.raises(SettingsError, match=said):
         elastic.run("module:train", workers=1, **arguments)
+
+
+def test_a_file_that_this_user_may_not_write_is_refused_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr("elastic.launch.seeing.os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(SettingsError, match=r"run\.html': this user cannot write such a file"):
+        elastic.run("module:train", workers=1, report=tmp_path / "run.html")
 
 
 @pytest.mark.parametrize(("port", "found"), [(9400, ("127.0.0.1", 9400)), ("0.0.0.0:1", ("0.0.0.0", 1)), ("[::1]:9", ("::1", 9))])

@@ -158,6 +158,13 @@ print("worker", job.worker, "of", job.settings.workers)
 """
 
 
+FAILS = """
+import elastic
+elastic.current_job()
+raise ValueError("of the user's own")
+"""
+
+
 @pytest.mark.long
 def test_torchrun_runs_a_script_that_runs_as_a_whole(tmp_path: Path, leftovers: Leftovers) -> None:
     (tmp_path / "whole.py").write_text(WHOLE)
@@ -165,7 +172,12 @@ def test_torchrun_runs_a_script_that_runs_as_a_whole(tmp_path: Path, leftovers: 
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert sorted(line for line in said if line.startswith("worker")) == ["worker 0 of 2", "worker 1 of 2"]
-    assert said.count("argument --lr=1") == 4
+    assert done.stdout.count("--lr=1") == 4  # lines of two processes may run into each other
+    (tmp_path / "fails.py").write_text(FAILS)
+    done = torchrun(tmp_path, 2, "fails.py")
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: of the user's own") == 1, done.stderr
+    assert "launch/whole.py" not in done.stderr
 
 
 def digests(out: str) -> list[dict[str, Any]]:
