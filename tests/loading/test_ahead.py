@@ -123,6 +123,27 @@ def test_nothing_waits_for_processes_that_start(tmp_path: Path, wanted: Made) ->
         found.source.close()
 
 
+def test_a_setting_of_the_dataset_that_changes_between_passes_reaches_the_processes(made: Made, tmp_path: Path) -> None:
+    dataset = Noted(tmp_path)
+    found = made(2, dataset=dataset)
+    taken(found, 0, 1)
+    loaders = pids(tmp_path)
+    found.begin_pass()
+    assert pool_of(found).outstanding
+    dataset.scale = 0.5
+    found.begin_pass()
+    assert not pool_of(found).outstanding
+    begin(found)
+    again = taken(found, 2, 3)
+    settle(found)
+    (tmp_path / "alone").mkdir()
+    alone = Noted(tmp_path / "alone")
+    alone.scale = 0.5
+    assert again == taken(stream(alone, 0), 2, 3)
+    assert all(map(ended, loaders))
+    assert pids(tmp_path) - loaders
+
+
 @long
 def test_processes_stay_when_a_worker_gets_other_micro_batches(made: Made, tmp_path: Path, wanted: Made) -> None:
     found = made(2)

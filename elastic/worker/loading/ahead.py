@@ -62,8 +62,8 @@ class LoadedAhead:
 
     def __init__(self, load: DatasetBatches, settings: LoaderSettings) -> None:
         self._load, self._settings = load, settings
-        self._pool: Pool | None = Pool(_code(load, settings), settings.processes)
-        self._started = self._checked = self._warned = False
+        self._warned = False
+        self._begin()
         self._step = -1
         self._asked: list[int] = []  # of this step
         self._pattern: list[int] = []  # of the step before
@@ -80,6 +80,17 @@ class LoadedAhead:
             self._warned = True
             _log.warning("a process of the DataLoader could not load what the worker then loaded (step %d):\n%s", step, answer.error)
         return contents
+
+    def _begin(self) -> None:
+        self._pool: Pool | None = Pool(_code(self._load, self._settings), self._settings.processes)
+        self._sent = _plain(self._load.dataset)
+        self._started = self._checked = False
+
+    def renew(self) -> None:
+        """Starts other processes if the dataset's own numbers and texts have changed since these got it, as torch does in each epoch."""
+        if self._pool is not None and self._sent != _plain(self._load.dataset):
+            self.close()
+            self._begin()
 
     def _note(self, step: int, micro_batch: int) -> None:
         if step > self._step and self._asked:
@@ -163,6 +174,10 @@ class LoadedAhead:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+
+
+def _plain(dataset: Any) -> dict[str, Any]:
+    return {name: value for name, value in getattr(dataset, "__dict__", {}).items() if isinstance(value, bool | int | float | str)}
 
 
 def _code(load: DatasetBatches, settings: LoaderSettings) -> Parcel:

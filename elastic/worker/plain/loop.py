@@ -175,6 +175,7 @@ class Loop:
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
+            self._stream.begin_pass()
             self._trainer.begin_pass()
             end = passes.end(number)  # known now, also to a worker that has joined
             self._tail, self.took = self.states(), False

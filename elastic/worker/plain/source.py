@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, on_device
 from elastic.memory.tensors import contiguous
-from elastic.worker.loading.ahead import ahead
+from elastic.worker.loading.ahead import LoadedAhead, ahead
 from elastic.worker.loading.given import Given
 
 
@@ -32,6 +32,11 @@ class Stream:
     def source(self) -> Batch:
         """See `elastic.engine.data.stream_in`."""
         return self._load
+
+    def begin_pass(self) -> None:
+        """Notes that a pass over the data begins: code before it may have changed the dataset's settings."""
+        if isinstance(self._load, LoadedAhead):
+            self._load.renew()
 
     def load(self, step: int, micro_batch: int) -> Any:
         """Loads a micro-batch to where layers compute. Its tensors are contiguous and aligned, as kernels' bits may depend on that."""
