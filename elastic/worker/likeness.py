@@ -10,13 +10,15 @@ shows whether the others have the right values: the user is warned, and they cou
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
 
 from elastic.engine.decision import Apply
 from elastic.errors import MismatchError
 from elastic.view import View
+
+_log = logging.getLogger(__name__)
 
 SHARE = 1e-3
 """How much of the micro-batches that a worker computes may be for comparison only in the middle of passes."""
@@ -80,7 +82,7 @@ class Likeness:
 
     def _trust(self, *, unproven: bool, says: bool = True) -> None:
         if unproven and says:
-            warnings.warn(_ALONE, stacklevel=2)
+            _log.warning(_ALONE)
         self._proven = True
 
     def _note(self, step: int, workers: Collection[int]) -> None:
