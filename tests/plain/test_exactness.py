@@ -274,6 +274,30 @@ def test_a_worker_that_joins_has_what_code_between_loops_has_changed(step: int, 
     assert agent.results[0]["digest"] == calm["digest"]
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(8, marks=pytest.mark.long), pytest.param(6, marks=pytest.mark.long)])
+def test_a_worker_that_joins_before_the_body_of_an_epochs_last_step_runs_it_in_that_epoch(step: int) -> None:
+    """Worker 1 dies when the step is committed, in the round that completes it: no body has seen it yet."""
+
+    def prepare(job: Job) -> None:
+        enter, entered = job.enter, list[str]()
+
+        def entering(phase: str, at: int, micro_batch: int = -1) -> None:
+            enter(phase, at, micro_batch)
+            if (phase, at, job.worker) == ("ready", step, 1):
+                entered.append(phase)
+                if len(entered) == 2:
+                    die()
+
+        job.enter = entering  # pyright: ignore[reportAttributeAccessIssue]
+
+    agent = forks.run(2, train=loops.between_epochs, prepare=prepare, least=2)
+    calm = expected(loops.between_epochs)
+    assert sorted(agent.results) == [0, 2]
+    for result in agent.results.values():
+        assert result["reports"] == calm["reports"][-len(result["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_worker_that_joins_with_another_value_of_the_loops_own_ends_the_job_unless_it_is_sent(kept: bool) -> None:
     def prepare(job: Job) -> None:

@@ -150,8 +150,8 @@ class Loop:
 
     @property
     def taken(self) -> int:
-        """The number of steps that have been taken in all; 0 before this worker has joined."""
-        return 0 if self._trainer is None else self._trainer.step // len(self._parts)
+        """The number of steps that have been taken in all, and handed out here or elsewhere; 0 before this worker has joined."""
+        return 0 if self._trainer is None else self._trainer.handed_out // len(self._parts)
 
     def run(self, passes: Passes, number: int) -> Iterator[Any]:
         """Yields micro-batches for bodies until the pass with this number ends."""

@@ -58,6 +58,11 @@ class PlainTrainer(Trainer):
         if self._runtime.likeness is not None:
             self._runtime.likeness.begin(self.step // self._updates)
 
+    @property
+    def handed_out(self) -> int:
+        """The number of steps taken so far, without a last one whose loop body is still to run here: that belongs to its own pass."""
+        return self.step - (self._runtime.unseen is not None)
+
     def complete(self) -> None:
         """Waits until the step that was handed out is complete everywhere: its body is not to be interrupted by steps taken again."""
         self._runtime.complete()
