@@ -14,7 +14,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_TRACKER_S = 1.0
+_TRACKER_S = 3.0  # a tracker took more than a second on a loaded machine
 
 _TIED = (
     "import ctypes, os, resource, sys; ctypes.CDLL(None).prctl(1, 9); "
