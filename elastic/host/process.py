@@ -14,7 +14,8 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_TRACKER_S = 3.0  # a tracker took more than a second on a loaded machine
+_TRACKER_S = 1.0
+_EXEC_S = 0.02
 
 _TIED = (
     "import ctypes, os, resource, sys; ctypes.CDLL(None).prctl(1, 9); "
@@ -60,7 +61,7 @@ def end_session(leader: int, mark: str, timeout_s: float = 5.0) -> None:
     themselves: they remove the shared memory and semaphores that their processes have left, when these have ended.
     """
     deadline = time.monotonic() + timeout_s
-    while (found := _left(leader, mark)) and time.monotonic() < deadline:  # repeated: one may just have started another
+    while (found := _left_twice(leader, mark)) and time.monotonic() < deadline:  # repeated: one may just have started another
         users = [pid for pid in found if not _is_tracker(pid)]
         for pid in users or found:
             with suppress(ProcessLookupError):
@@ -77,6 +78,15 @@ def _is_tracker(pid: int) -> bool:
     with suppress(OSError):
         return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
+
+
+def _left_twice(leader: int, mark: str) -> list[int]:
+    """Looks again when nothing is found: the environment of a process that is just being executed is empty."""
+    found = _left(leader, mark)
+    if not found:
+        time.sleep(_EXEC_S)
+        found = _left(leader, mark)
+    return found
 
 
 def _left(leader: int, mark: str) -> list[int]:
