@@ -16,9 +16,8 @@ from elastic.health.evidence import Observed
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
-from elastic.observe import incident
+from elastic.observe import incident, records
 from elastic.observe.activity import Doing
-from elastic.observe.console import say
 from elastic.observe.incident import Incident
 from elastic.recovery.inventory import Inventory
 from elastic.view import View
@@ -33,7 +32,6 @@ class LocalCarrier:
         self.name, self.room, self.spares, self.facts = name, room, spares, facts or HostFacts.here()
         self._crew, self._directory = crew, directory
         self._looker = Looker(directory.path)
-        self._unlogged = False  # the user was told that an incident could not be written
 
     @property
     def workers(self) -> Mapping[int, WorkerProcess]:
@@ -101,12 +99,7 @@ class LocalCarrier:
         return doing
 
     def log(self, found: Incident) -> None:
-        try:
-            incident.append(self._directory.incidents, found)
-        except OSError as error:  # the disk is full or the directory is gone: no reason to end a running job
-            if not self._unlogged:
-                say(f"records of this run cannot be written any more, and will lack what happens now: {error}. The training goes on")
-            self._unlogged = True
+        records.own.append(self._directory.incidents, [found.to_json()])
 
     @property
     def logged(self) -> tuple[dict[str, Any], ...]:

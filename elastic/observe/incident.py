@@ -12,7 +12,7 @@ from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
 from elastic.observe.finding import Finding
 from elastic.observe.gpu_health import GpuHealth
-from elastic.observe.json_lines import append_lines, read_lines
+from elastic.observe.json_lines import read_lines
 
 KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
 INITIAL_STATE = "initial state"
@@ -115,11 +115,6 @@ class Incident:
         findings = tuple(map(Finding.from_json, known.get("findings", ())))
         gpus = tuple(map(GpuHealth.from_json, known.get("gpus", ())))
         return cls(**{**known, **{name: tuple(known[name]) for name in _TUPLES}, "findings": findings, "gpus": gpus})
-
-
-def append(path: Path | str, incident: Incident) -> None:
-    """Appends the incident to a file of JSON lines."""
-    append_lines(path, [incident.to_json()])
 
 
 def read(path: Path | str) -> list[Incident]:

@@ -19,9 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from elastic.observe import incident
+from elastic.observe import incident, records
 from elastic.observe.incident import Incident, counted
-from elastic.observe.json_lines import append_lines
 
 Event = Mapping[str, Any]
 _KEEPS = ("view", "incident")
@@ -33,7 +32,7 @@ class Journal:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path, self._clock = path, clock
-        self._lock = threading.Lock()  # some lines are printed by other threads
+        self._lock = threading.RLock()  # some lines are printed by other threads, and one when this cannot write
         self._unwritten: list[dict[str, Any]] = []
         self._kept = False  # whether the file is made
         self._shown = ""  # the text of the last incident: it is printed too
@@ -51,9 +50,8 @@ class Journal:
         """Writes what has happened so far."""
         with self._lock:
             events, self._unwritten, self._kept = self._unwritten, [], True
-            with suppress(OSError):  # the disk is full, or the directory is gone: no reason to disturb a job
-                if events:
-                    append_lines(self._path, events)
+            if events:
+                records.own.append(self._path, events)
 
     def incident(self, found: Incident) -> dict[str, Any]:
         """Writes an incident, which is not written again when its text is printed."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from elastic.observe.json_lines import append_lines
+from elastic.observe import records
 
 LINES = 10_000
 
@@ -112,8 +111,7 @@ class StepLog:
                 if self._lines % LINES == 0:
                     self._stride *= 2
         if lines:
-            with suppress(OSError):  # no reason to disturb a job
-                append_lines(self._path, lines)
+            records.own.append(self._path, lines)
 
 
 def _joined(steps: Sequence[Step]) -> Step:

@@ -7,7 +7,8 @@ import pytest
 
 from elastic.errors import SettingsError
 from elastic.observe.finding import Finding
-from elastic.observe.incident import Incident, append, read, timeline
+from elastic.observe.incident import Incident, read, timeline
+from elastic.observe.json_lines import append_lines
 
 DEATH = Incident(
     kind="death",
@@ -106,14 +107,14 @@ def test_incidents_are_kept_in_order_and_read_back(tmp_path: Path) -> None:
     assert read(path) == []
     incidents = [DEATH, Incident(kind="join", joined=(4, 5)), Incident(kind="eviction", worker=2, also=(3,), why="zwölf\nZeilen")]
     for incident in incidents:
-        append(path, incident)
+        append_lines(path, [incident.to_json()])
     assert read(path) == incidents
     assert len(path.read_bytes().splitlines()) == 3
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "incidents.jsonl"
-    append(path, DEATH)
+    append_lines(path, [DEATH.to_json()])
     whole = path.read_bytes()
     for length in {*range(0, len(whole), 50), len(whole) - 1}:
         path.write_bytes(whole + whole[:length])
@@ -155,5 +156,5 @@ def test_copies_that_differ_are_nobodys_fault(tmp_path: Path):
     first, second = lines(incident)
     assert first == f"copies of the state differed in step 7: copies differ: {FINDING}"
     assert second == "  went back to the state after step 0"
-    append(tmp_path / "incidents", incident)
+    append_lines(tmp_path / "incidents", [incident.to_json()])
     assert read(tmp_path / "incidents") == [incident]

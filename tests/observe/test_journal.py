@@ -7,6 +7,7 @@ import json
 from elastic.observe import incident
 from elastic.observe.incident import Incident
 from elastic.observe.journal import Journal, LinesReader, shown
+from elastic.observe.records import Records
 from elastic.observe.step_log import Step, StepLog, finite
 
 
@@ -36,8 +37,16 @@ def test_an_incident_is_not_written_again_when_its_text_is_printed(tmp_path):
     assert Incident.from_json(events[0]["incident"]) == found
 
 
-def test_a_journal_that_cannot_be_written_disturbs_nothing(tmp_path):
-    Journal(tmp_path / "missing" / "events.jsonl").incident(Incident(kind="join"))
+def test_records_that_cannot_be_written_disturb_nothing_and_are_told_once(tmp_path, monkeypatch):
+    """The sentence is itself an event, which cannot be written either."""
+    said: list[str] = []
+    journal, log = Journal(tmp_path / "missing" / "events.jsonl"), StepLog(tmp_path / "missing" / "steps.jsonl")
+    monkeypatch.setattr("elastic.observe.records.own", Records())
+    monkeypatch.setattr("elastic.observe.console.say", lambda sentence: (said.append(sentence), journal.said(sentence)))
+    journal.incident(Incident(kind="join"))
+    assert log.new([step(0)]) == [step(0)]
+    assert len(said) == 1
+    assert said[0].startswith("records of this run cannot be written any more, and will lack what happens now: ")
 
 
 def test_a_reader_takes_only_complete_lines(tmp_path):

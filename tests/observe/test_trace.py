@@ -8,8 +8,9 @@ import signal
 from typing import Any
 
 from elastic.host.rundir import RunDirectory
-from elastic.observe import incident, trace, trace_file
+from elastic.observe import trace, trace_file
 from elastic.observe.incident import Incident
+from elastic.observe.json_lines import append_lines
 from elastic.observe.trace_file import TraceFile, records
 
 
@@ -46,7 +47,7 @@ def test_a_step_becomes_spans(tmp_path):
         file.phase(phase, 7, 2)
     file.mark("transfers", 1.0, 2.0, received_bytes=5)
     found = Incident(kind="death", at=100.0, worker=1, step=7, detected_ms=1.0, phases_ms={"quiesce": 2.0, "commit": 3.0}, running_ms=9.0)
-    incident.append(directory.incidents, found)
+    append_lines(directory.incidents, [found.to_json()])
     trace.write(directory, tmp_path / "trace.json")
     events = checked((tmp_path / "trace.json").read_text())
     names = [event["name"] for event in events if event["ph"] == "X" and event["tid"] == 1]

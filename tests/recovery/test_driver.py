@@ -21,6 +21,7 @@ from elastic.host.channel import AGENT_GONE
 from elastic.membership.etcd_thread import DEADLINE_S
 from elastic.observe import incident
 from elastic.observe.activity import Activity
+from elastic.observe.records import Records
 from elastic.recovery.resume import Disagreement
 from tests.announcement import announcement
 from tests.recovery.driving import FIRST_PID, Scene, scene_of
@@ -396,9 +397,10 @@ def test_when_it_is_complete(scene: Callable[..., Scene]) -> None:
     assert job.driver.complete, "the leader's result is in, and nobody is left to wait for"
 
 
-def test_records_that_cannot_be_written_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incident_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("elastic.agent.carrier.say", said.append)
+    monkeypatch.setattr("elastic.observe.console.say", said.append)
+    monkeypatch.setattr("elastic.observe.records.own", Records())
     carrier = scene_of(tmp_path / "gone").carrier
     shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     for _ in range(2):
