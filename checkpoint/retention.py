@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,16 @@ class KeepEvery:
 
     def keeps(self, step: int, newer: int) -> bool:
         return step % self.steps == 0
+
+
+class KeepChosen:
+    """Keeps the checkpoints of those steps that `chosen` returns now."""
+
+    def __init__(self, chosen: Callable[[], Container[int]] = tuple) -> None:
+        self.chosen = chosen
+
+    def keeps(self, step: int, newer: int) -> bool:
+        return step in self.chosen()
 
 
 def doomed(steps: Sequence[int], policies: Sequence[RetentionPolicy]) -> list[int]:

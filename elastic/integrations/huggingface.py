@@ -19,6 +19,8 @@ import transformers
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from elastic.checkpoint.commit import final_name
+from elastic.checkpoint.directory import named_step
 from elastic.errors import TrainerError
 from elastic.integrations.huggingface_refusals import check_arguments, check_callbacks, check_resume
 from elastic.integrations.huggingface_state import LoopState
@@ -89,6 +91,7 @@ class ElasticTrainer(transformers.Trainer):
         self.job: Job = current_job()
         self.loads_training_data = False
         self._weight: Any = None
+        self._digest: str | None = None  # of the last step, once the best parameters are loaded
         super().__init__(*given, **named)
         self._options = prepare_options or {}
         self._micro_batch_size = self.args.per_device_train_batch_size if micro_batch_size is None else micro_batch_size
@@ -156,6 +159,7 @@ class ElasticTrainer(transformers.Trainer):
         sizes = {"micro_batch_size": self._micro_batch_size, "batch_size": self._batch_size}
         _, optimizer, self.loader, _ = self.job.prepare(self.model, self.optimizer, self._data, **sizes, **options)
         self.loader.register_for_checkpointing(LoopState(self))
+        self.loader.keep_too(self._best)
         self.optimizer = self.callback_handler.optimizer = StepOptimizer(optimizer)
         self.steps = WholeSteps(self.loader, optimizer, self._body)
         state.global_step = self.steps.begin()
@@ -220,8 +224,20 @@ class ElasticTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves the training to `output_dir` as the runtime does: weights, and optimizer state, each worker its own part."""
         if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = f"{self.args.output_dir}/step-{self.state.global_step:08d}"
+            self.state.best_model_checkpoint = f"{self.args.output_dir}/{final_name(self.state.global_step)}"
         self.loader.save()
+
+    def _best(self) -> list[int]:
+        """Returns the number of steps of the best checkpoint, if there is one."""
+        step = named_step((self.state.best_model_checkpoint or "").rpartition("/")[2])
+        return [] if step is None else [step]
+
+    def _load_best_model(self) -> None:
+        """Gives the model the parameters of the best checkpoint. The job's are those after the last step, which are saved before."""
+        self.loader.save()
+        self._digest = self.loader.digest()
+        for step in self._best():
+            self.loader.show_saved(step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """`Trainer.save_model`, on the leader."""
@@ -229,8 +245,8 @@ class ElasticTrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
 
     def digest(self) -> str | None:
-        """The hex SHA-256 of all parameters and buffers, on the leader. Every worker calls it."""
-        return self.loader.digest()
+        """The hex SHA-256 of all parameters and buffers after the last step. Every worker calls it."""
+        return self.loader.digest() if self._digest is None else self._digest
 
     def is_world_process_zero(self) -> bool:
         """Whether this worker is the job's leader. Another one becomes it when it dies."""

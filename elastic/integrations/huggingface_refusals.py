@@ -21,8 +21,6 @@ _REFUSED = {
     "torch_compile": "call model.compile() before, which compiles the model in place",
     "eval_on_start": "the workers do not know each other yet, and one that joins later is not at the start: call trainer.evaluate() before "
     "trainer.train()",
-    "load_best_model_at_end": "parameters are the job's until it ends. state.best_model_checkpoint names the directory, which "
-    "from_pretrained opens after the job",
     "enable_jit_checkpoint": "the job saves by itself when it gets SIGTERM: leave it out",
     "include_num_input_tokens_seen": "each worker sees only its own tokens: trainer.steps.report.tokens_per_second has those of all",
     "torch_empty_cache_steps": "it would count each worker's own micro-batches: leave it out",

@@ -6,16 +6,18 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, TypeAlias
+
+import torch
 
 from elastic.checkpoint.commit import new_token
 from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.objects import open_store
 from elastic.checkpoint.reader import ElasticSource
-from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.retention import KeepChosen, KeepLast, RetentionPolicy, retire
 from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.checkpoint.store import Store
@@ -77,7 +79,7 @@ class Checkpoints:
             raise TrainerError(f"every={every}: the number of steps between saves must be at least 1")
         self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
         self._files, self._naming = files or {}, naming or naming_of(model.root)
-        self._policies = [] if keep is None else [KeepLast(keep)]
+        self._policies: list[RetentionPolicy] = [] if keep is None else [KeepLast(keep)]
         self._overtaken = Rarely()  # saves left out since the previous one had not finished
         self._store, self._every = open_store(directory), every
         self._owner = DirectoryOwner(self._store, job.secret)
@@ -218,6 +220,25 @@ class Checkpoints:
         if self._policies:
             retire(store, self._policies)
         collect(store, older_than_s=DEAD_S, now=time.time())
+
+    def keep_too(self, chosen: Callable[[], Container[int]]) -> None:
+        """Keeps the checkpoints of steps that `chosen` returns, besides the newest ones. Another thread calls it."""
+        if self._policies:
+            self._policies.append(KeepChosen(chosen))
+
+    def saved(self, step: int) -> dict[str, torch.Tensor]:
+        """Returns the parameters and buffers of the checkpoint of `step` steps, by the model's names, in host memory.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it cannot be read here, or is damaged.
+        """
+        source = newest(self._store, only=lambda source: source.manifest.step == step)
+        if source is None:
+            raise CheckpointError(f"{self._store.where('')}: there is no checkpoint of {step} steps that can be read")
+        with closing(source):
+            self._naming.inward(source)
+            specs = {name: states[PARAM] for name, states in source.contents.tensors.items() if PARAM in states}
+            return {name: source.read(name, PARAM, 0, spec.elements).view(spec.shape) for name, spec in specs.items()}
 
     def message(self, engine: Engine) -> Any:
         """Returns the receipt to send to the coordinator with the next READY round."""

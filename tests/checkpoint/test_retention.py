@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.checkpoint.commit import begin, save
 from elastic.checkpoint.directory import collect, found, named_step, newest
 from elastic.checkpoint.plan import plan_files
-from elastic.checkpoint.retention import KeepEvery, KeepLast, RetentionPolicy, doomed, retire
+from elastic.checkpoint.retention import KeepChosen, KeepEvery, KeepLast, RetentionPolicy, doomed, retire
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
@@ -39,6 +39,7 @@ def steps_in(root: Path) -> list[int]:
         ([KeepLast(2)], [5, 6]),
         ([KeepEvery(3)], [3, 6]),
         ([KeepLast(2), KeepEvery(2)], [2, 4, 5, 6]),
+        ([KeepLast(1), KeepChosen(lambda: [2, 9])], [2, 6]),
         ([KeepEvery(100)], [6]),
         ([], [6]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,41 @@ def test_a_job_continues_from_what_it_has_saved(tmp_path: Path) -> None:
     assert transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "stopped" / "step-00000006").config.n_embd == 16
 
 
+BEST = {"load_best_model_at_end": True, "patience": 2, "learning_rate": 0.1, "max_steps": 13}
+BEST |= {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+"""Evaluates and saves after every second step; that after the fourth is the best one, and the training ends early, after the eighth."""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("step", [3, 7])
+def test_the_best_model_is_kept_and_loaded_at_the_end(step: int, tmp_path: Path) -> None:
+    """Whoever dies, and also in a worker that joins after the last step. The job's own parameters are those of the last step."""
+    train = partial(trainings.train, **BEST, save_total_limit=1)
+    calm = forks.run(1, train=partial(train, folder=str(tmp_path / "calm"))).results[0]
+    metric, best = calm["best"]
+    assert (best, calm["step"], calm["after"]) == (4, 8, metric)
+    agent = forks.run(3, train=partial(train, folder=str(tmp_path / "killed")), prepare=dying(1, "backward", step), least=3)
+    assert 3 in agent.results
+    check(agent, calm)
+    for folder in (tmp_path / "calm", tmp_path / "killed"):
+        opened = {path.name: transformers.GPT2LMHeadModel.from_pretrained(path) for path in sorted(folder.glob("step-*"))}
+        assert [*opened] == ["step-00000004", "step-00000008"]
+        assert trainings.weights(opened["step-00000004"]) == calm["weights"] != trainings.weights(opened["step-00000008"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_best_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    class Removes(trainings.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step == 7:
+                shutil.rmtree(tmp_path / "step-00000004")
+
+    with pytest.raises(WorkerFailed, match="there is no checkpoint of 4 steps that can be read"):
+        forks.run(1, train=partial(trainings.train, folder=str(tmp_path), callback=Removes(), **BEST))
+
+
 def test_it_is_refused_outside_of_a_job() -> None:
     with pytest.raises(NotInJob):
         trainings.ElasticTrainer(trainings.model())
@@ -123,7 +159,6 @@ JOB: Any = SimpleNamespace(device="cpu")
         ({"torch_compile": True}, "model.compile()"),
         ({"auto_find_batch_size": True}, "larger gradient_accumulation_steps"),
         ({"eval_on_start": True}, "before trainer.train()"),
-        ({"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}, "state.best_model_checkpoint"),
         ({"include_num_input_tokens_seen": "all"}, "tokens_per_second"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -73,7 +74,13 @@ def arguments(folder: str, **options: Any) -> TrainingArguments:
 
 
 def train(
-    job: Job, folder: str, kind: type[ElasticTrainer] = ElasticTrainer, patience: int = 9, dropout: float = 0.1, **options: Any
+    job: Job,
+    folder: str,
+    kind: type[ElasticTrainer] = ElasticTrainer,
+    patience: int = 9,
+    dropout: float = 0.1,
+    callback: Any = None,
+    **options: Any,
 ) -> dict[str, Any]:
     counts = Counts()
     given = arguments(folder, metric_for_best_model="loss", **options)
@@ -83,7 +90,7 @@ def train(
         data_collator=padded,
         train_dataset=Rows(),
         eval_dataset=Rows(8),
-        callbacks=[EarlyStoppingCallback(patience), counts],
+        callbacks=[EarlyStoppingCallback(patience), counts, *([] if callback is None else [callback])],
     )
     done = trainer.train()
     return {
@@ -94,7 +101,13 @@ def train(
         "after": trainer.evaluate()["eval_loss"],
         "best": [trainer.state.best_metric, trainer.state.best_global_step],
         "digest": trainer.digest(),
+        "weights": weights(trainer.model),
     }
+
+
+def weights(of: Any) -> str:
+    """The SHA-256 of a model's parameters, as the user's code sees them."""
+    return sha256(b"".join(value.contiguous().numpy().tobytes() for value in of.state_dict().values())).hexdigest()
 
 
 class OwnLoss(ElasticTrainer):

@@ -19,7 +19,7 @@ from tests.conftest import Leftovers
 
 ROOT = Path(__file__).parents[2]
 EXTRA = "etcd"
-EXTRAS = ("prometheus_client", "tensorboard", "wandb", "mlflow", "opentelemetry")
+EXTRAS = ("prometheus_client", "tensorboard", "wandb", "mlflow", "opentelemetry", "transformers", "accelerate", "lightning")
 DEMO_S = 200
 TINY = ["--layers", "3", "--dim", "32", "--heads", "2", "--seq", "32", "--batch", "16", "--micro-batch", "2"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -100,6 +100,17 @@ class Loader:
     def save(self) -> None:
         """`Trainer.save`: saves at once. Every worker calls it."""
         self.loop.trainer("loader.save()").save()
+
+    def keep_too(self, chosen: Callable[[], Container[int]]) -> None:
+        """Before the loop: keeps the checkpoints of steps that `chosen` returns, besides the newest ones. Another thread calls it."""
+        self._early(lambda trainer: trainer.keep_too(chosen))
+
+    def show_saved(self, step: int) -> None:
+        """After the loop: gives the model the parameters and buffers of the checkpoint of `step` steps. Nothing can be trained then.
+
+        Raises CheckpointError: there is no such checkpoint, or it cannot be read here.
+        """
+        self.loop.trainer("loader.show_saved()").show_saved(step)
 
     def log(self, path: str | os.PathLike[str], **values: Any) -> None:
         """`Trainer.log`: appends a line of JSON exactly once, where `report` is not None. Every worker calls it."""

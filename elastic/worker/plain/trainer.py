@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from elastic.errors import TrainerError
 from elastic.worker.likeness import Likeness
 from elastic.worker.plain.body import Body
 from elastic.worker.plain.source import Stream
+from elastic.worker.restore import persistent_buffers
 from elastic.worker.trainer import Trainer
 
 
@@ -97,6 +98,26 @@ class PlainTrainer(Trainer):
         self._optimizer.after.append(changed)
         self._history.after.append(after.name_of(f))
         return f
+
+    def keep_too(self, chosen: Callable[[], Container[int]]) -> None:
+        """Keeps the checkpoints of steps that `chosen` returns, besides the newest ones."""
+        if self._checkpoints is not None:
+            self._checkpoints.keep_too(chosen)
+
+    def show_saved(self, step: int) -> None:
+        """Gives the model the parameters and buffers of the checkpoint of `step` steps, after the training, in memory of their own.
+
+        The job keeps those after its last step: for workers that join now, and for checkpoints. So nothing may be trained or saved then.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it cannot be read here. The model is as before.
+            TrainerError: nothing is saved.
+        """
+        if self._checkpoints is None:
+            raise TrainerError("show_saved() has no directory to read from: give job.prepare checkpoint=")
+        saved, model = self._checkpoints.saved(step), self._model
+        for name, tensor in [*((name, model.parameter(name)) for name in model.names), *persistent_buffers(model.root)]:
+            tensor.data = saved[name].to(tensor.device, tensor.dtype)
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> NoReturn:
         raise TrainerError(
