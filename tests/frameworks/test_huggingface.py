@@ -135,6 +135,21 @@ def test_the_best_model_is_kept_and_loaded_at_the_end(step: int, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_a_job_that_continues_loads_the_best_model_of_its_first_part(tmp_path: Path) -> None:
+    """It stops between two saves that the Trainer asks for, and must not remove that checkpoint then."""
+    train = partial(trainings.train, **BEST, save_total_limit=1)
+    calm = forks.run(1, train=partial(train, folder=str(tmp_path / "calm"))).results[0]
+
+    def prepare(job: Job) -> None:
+        when(job, "forward", 5, lambda: job.deliver({"type": "stop"}))
+
+    first = forks.run(2, train=partial(train, folder=str(tmp_path / "stopped")), prepare=prepare)
+    assert all(result["step"] < calm["step"] for result in first.results.values())
+    check(forks.run(3, train=partial(train, folder=str(tmp_path / "stopped"))), calm)
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_best_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
     class Removes(trainings.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
@@ -143,6 +158,17 @@ def test_a_best_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(WorkerFailed, match="there is no checkpoint of 4 steps that can be read"):
         forks.run(1, train=partial(trainings.train, folder=str(tmp_path), callback=Removes(), **BEST))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_subclass_of_the_trainer_is_mixed_in(tmp_path: Path) -> None:
+    """Here one that evaluates what the model generates."""
+    train = partial(trainings.translate, folder=str(tmp_path))
+    calm = forks.run(1, train=train).results[0]
+    agent = forks.run(2, train=train, prepare=dying(1, "backward", 2), least=2)
+    assert sorted(agent.results) == [0, 2]
+    check(agent, calm)
 
 
 def test_it_is_refused_outside_of_a_job() -> None:

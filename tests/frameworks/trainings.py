@@ -15,6 +15,9 @@ from elastic.integrations.huggingface_state import _timeless
 from elastic.worker.job import Job
 
 STEPS, WORDS = 6, 32
+SHORT: dict[str, Any] = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-2}
+SHORT |= {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "save_strategy": "no"}
+SHORT |= {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
 
 class Rows(torch.utils.data.Dataset[Any]):
@@ -68,9 +71,7 @@ class Counts(TrainerCallback, ExportableState):
 
 
 def arguments(folder: str, **options: Any) -> TrainingArguments:
-    own = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-2, "use_cpu": True}
-    said = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    return TrainingArguments(output_dir=folder, **{**own, **said, **options})
+    return TrainingArguments(output_dir=folder, **{**SHORT, **options})
 
 
 def train(
@@ -119,3 +120,24 @@ class OwnLoss(ElasticTrainer):
         outputs = model(**inputs)
         loss = outputs.logits.float().pow(2).mean() * (1 + 0.1 * torch.rand(()))
         return (loss, outputs) if return_outputs else loss
+
+
+class Generates(ElasticTrainer, transformers.Seq2SeqTrainer):
+    """A Trainer whose evaluations generate texts."""
+
+
+def translate(job: Job, folder: str) -> dict[str, Any]:
+    """Trains an encoder with a decoder."""
+    torch.manual_seed(5)
+    config = transformers.T5Config(vocab_size=WORDS, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    given = transformers.Seq2SeqTrainingArguments(**SHORT, output_dir=folder, predict_with_generate=True, generation_max_length=6)
+    generated: list[list[int]] = []
+
+    def keep(made: Any) -> dict[str, float]:
+        generated.extend(made.predictions.tolist())
+        return {}
+
+    rows = {"train_dataset": Rows(), "eval_dataset": Rows(8)}
+    trainer = Generates(transformers.T5ForConditionalGeneration(config), given, data_collator=padded, compute_metrics=keep, **rows)
+    trainer.train()
+    return {"after": trainer.evaluate()["eval_loss"], "generated": generated[-8:], "digest": trainer.digest()}
