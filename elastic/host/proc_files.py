@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
+
+from elastic.host.limits import process_limit
 
 _SIZE = 4096  # the files that are read have less
 _MOST = 64  # descriptors kept for each process
+_SHARE = 1 / 2  # of the descriptors that this process may have: the rest is for what cannot do without
 
 
 class ProcFiles:
@@ -14,6 +19,7 @@ class ProcFiles:
     def __init__(self, pid: int) -> None:
         self._folder = f"/proc/{pid}"
         self._kept: dict[str, int] = {}
+        self._below = _SHARE * (process_limit(resource.RLIMIT_NOFILE) or math.inf)
 
     def read(self, name: str) -> str:
         """Returns the contents of a file, such as `stat` or `task/17/stat`. Raises OSError."""
@@ -21,7 +27,7 @@ class ProcFiles:
         if descriptor is not None:
             return os.pread(descriptor, _SIZE, 0).decode(errors="replace")
         descriptor = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._kept) < _MOST:
+        if len(self._kept) < _MOST and descriptor < self._below:  # the kernel gives the lowest free number
             self._kept[name] = descriptor
             return os.pread(descriptor, _SIZE, 0).decode(errors="replace")
         try:

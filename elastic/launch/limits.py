@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from elastic.errors import SettingsError
 from elastic.host.limits import in_mb, process_limit
 
-# Measured with torch 2.7 and 2 to 8 workers: with 1,024 MB the agent cannot start its threads, with 1,100 MiB a small model trains; the
-# agent has 17 to 24 descriptors, and three or four for each worker; the run directory has a few small files, without those of etcd.
-MEMORY_BYTES = 1_125_000_000
+# Measured with torch 2.13 and 2 to 6 workers: with 1,125 MB workers cannot map the others' segments, with 1,180 MB a small model trains;
+# the agent has 17 to 24 descriptors that it cannot do without, and three or four for each worker; the run directory has a few small
+# files, without those of etcd.
+MEMORY_BYTES = 1_250_000_000
 FILES, FILES_PER_WORKER = 32, 6
 DISK_BYTES = 1_000_000
 DISK_FILES = 16

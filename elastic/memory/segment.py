@@ -15,6 +15,7 @@ import bisect
 import json
 import mmap
 import os
+import resource
 import struct
 import threading
 import weakref
@@ -49,6 +50,7 @@ _POOLED_SHARE = 1 / 4
 _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
 _WINDOW = 1 << 30  # a reader maps such runs as a whole: each mapping has a descriptor
+_SMALL_WINDOW = 64 << 20  # where address space is limited
 _RECORD_BYTES = 1 << 28  # a longer record is none: its header was overwritten
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap does not name
 _PREPARED_AT_ONCE = 1 << 20
@@ -297,6 +299,7 @@ class MappedSegment:
         self._fd = fd
         self.size = os.fstat(fd).st_size
         self._maps: dict[tuple[int, int, int], mmap.mmap] = {}
+        self._run = _WINDOW if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY else _SMALL_WINDOW
         self.header = None if self.size < PAGE else Header(self.bytes_at(0, PAGE))
 
     def close(self) -> None:
@@ -313,8 +316,8 @@ class MappedSegment:
         return self._window(offset, size, mmap.ACCESS_READ)
 
     def _window(self, offset: int, size: int, access: int) -> np.ndarray:
-        start = offset - offset % _WINDOW
-        stop = min(-(-(offset + size) // _WINDOW) * _WINDOW, self.size)
+        start = offset - offset % self._run
+        stop = min(-(-(offset + size) // self._run) * self._run, self.size)
         mapped = self._maps.get((start, stop, access))
         if mapped is None:
             mapped = self._maps[start, stop, access] = mmap.mmap(self._fd, stop - start, access=access, offset=start)

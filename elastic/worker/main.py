@@ -58,9 +58,13 @@ class _AgentLine:
         threading.Thread(target=self._listen, args=(job,), name="elastic-agent", daemon=True).start()
 
     def _listen(self, job: Job) -> None:
-        while not self._channel.closed:
-            for message in self._channel.receive():
-                job.deliver(message)
+        try:
+            while not self._channel.closed:
+                for message in self._channel.receive():
+                    job.deliver(message)
+        except BaseException as error:  # without memory, say: train_fn would wait for ever for what was not delivered
+            self.send(_failure(job, error))
+            os._exit(1)
         os._exit(AGENT_GONE)
 
 

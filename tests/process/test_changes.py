@@ -233,7 +233,8 @@ def test_below_the_minimum_without_respawn_the_job_ends(tmp_path: Path) -> None:
     chaos.result()
     assert (members["epoch"], members["attempt"], members["coordinator"]) == (1, 0, 0)
     assert [(member["worker"], member["stage"]) for member in members["members"]] == [(0, 0), (1, 0)]
-    assert sorted(os.listdir(kept)) == ["incidents.jsonl", "members.json"], "what only the running job needed is gone"
+    shown = ["events.jsonl", "incidents.jsonl", "live.json", "members.json", "output"]
+    assert sorted(os.listdir(kept)) == shown, "what only the running job needed is gone"
     assert json.loads((kept / "incidents.jsonl").read_text())["worker"] == 1
 
 

@@ -28,7 +28,7 @@ def test_what_is_enough_is_enough() -> None:
     [
         (
             JobLimits(memory_bytes=1_024_000_000),
-            "needs 1125 MB of address space before it has a model, and may have 1024 MB: raise `ulimit -v`",
+            "needs 1250 MB of address space before it has a model, and may have 1024 MB: raise `ulimit -v`",
         ),
         (JobLimits(files=43), "a job with 2 workers needs 44 open files, and a process may have 43: raise `ulimit -n`"),
         (JobLimits(disk_bytes=500_000, directory="/x"), "needs 1 MB on disk, and /x has 0 MB free: .* TMPDIR or directory="),
@@ -65,7 +65,7 @@ def limited(directory: Path, kind: int, value: int, etcd: str | None) -> subproc
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
     [
-        (resource.RLIMIT_AS, 1_000_000_000, "each process of a job needs 1125 MB"),
+        (resource.RLIMIT_AS, 1_000_000_000, "each process of a job needs 1250 MB"),
         (resource.RLIMIT_NOFILE, 40, "a job with 2 workers needs 44 open files"),
         (resource.RLIMIT_NOFILE, 128, "the private etcd needs 160 open files"),
         (resource.RLIMIT_FSIZE, 10_000_000, "the private etcd needs files of 64 MB"),

@@ -158,3 +158,15 @@ def test_what_is_read_of_one_that_has_ended_stays_open_no_longer(tmp_path: Path)
     looker.look([WorkerProcess(number=1, pid=own.pid)])
     assert not looker._readers
     activity.close()
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, 5), (2, 0)])
+def test_files_that_are_kept_open_leave_half_of_the_descriptors_to_others(
+    limit: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elastic.host.proc_files.process_limit", lambda _: limit)
+    files, before = ProcFiles(os.getpid()), len(os.listdir("/proc/self/fd"))
+    for name in ("stat", "io", "schedstat", "status", "limits"):
+        assert files.read(name)
+    assert len(os.listdir("/proc/self/fd")) == before + kept
+    files.close()

@@ -151,7 +151,10 @@ class Loop:
     @property
     def taken(self) -> int:
         """The number of steps that have been taken in all, and handed out here or elsewhere; 0 before this worker has joined."""
-        return 0 if self._trainer is None else self._trainer.handed_out // len(self._parts)
+        if self._trainer is None:
+            return 0
+        comes = self._now is not None and self._now.kind is Kind.EXTRA and self.place is not Place.COMMITTED
+        return self._trainer.handed_out // len(self._parts) - comes  # without a step that this body is to hand out
 
     def run(self, passes: Passes, number: int) -> Iterator[Any]:
         """Yields micro-batches for bodies until the pass with this number ends."""
