@@ -36,7 +36,7 @@ def calm(kind: str) -> Any:
         return elastic.run(train, args=[kind, folder, []], workers=1).value
 
 
-@pytest.mark.parametrize("phase", ["forward", "ready", "apply"])
+@pytest.mark.parametrize("phase", ["forward", "gather"])
 @pytest.mark.parametrize("kind", FRAMEWORKS)
 def test_all_die_at_once(kind: str, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new workers' loops begin with the report of the newest step, which nobody is left who has seen it."""
