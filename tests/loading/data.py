@@ -20,7 +20,7 @@ class Noted(Dataset[Any]):
 
     def __init__(self, folder: Path, act: str = "") -> None:
         self.folder, self.act = folder, act
-        self.offsets, self.scale = torch.arange(float(SAMPLES)), 1.0
+        self.offsets, self.scale, self.shift = torch.arange(float(SAMPLES)), 1.0, [0.0]
 
     def __len__(self) -> int:
         return SAMPLES
@@ -33,7 +33,7 @@ class Noted(Dataset[Any]):
             return torch.full((16,), float(inside))
         if index == SAMPLES - 1 and self.act:
             self._do(inside)
-        return self.scale * (torch.randn(16) + self.offsets[index])
+        return self.scale * (torch.randn(16) + self.offsets[index] + self.shift[0])
 
     def _do(self, inside: bool) -> None:
         if self.act == "raise":

@@ -123,14 +123,27 @@ def test_nothing_waits_for_processes_that_start(tmp_path: Path, wanted: Made) ->
         found.source.close()
 
 
-def test_a_setting_of_the_dataset_that_changes_between_passes_reaches_the_processes(made: Made, tmp_path: Path) -> None:
+def number(dataset: Noted) -> None:
+    dataset.scale = 0.5
+
+
+def inside(dataset: Noted) -> None:
+    dataset.shift[0] = 0.5
+
+
+def in_place(dataset: Noted) -> None:
+    dataset.offsets.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [number, inside, in_place])
+def test_a_change_of_the_dataset_between_passes_reaches_the_processes(change: Callable[[Noted], None], made: Made, tmp_path: Path) -> None:
     dataset = Noted(tmp_path)
     found = made(2, dataset=dataset)
     taken(found, 0, 1)
     loaders = pids(tmp_path)
     found.begin_pass()
     assert pool_of(found).outstanding
-    dataset.scale = 0.5
+    change(dataset)
     found.begin_pass()
     assert not pool_of(found).outstanding
     begin(found)
@@ -138,10 +151,20 @@ def test_a_setting_of_the_dataset_that_changes_between_passes_reaches_the_proces
     settle(found)
     (tmp_path / "alone").mkdir()
     alone = Noted(tmp_path / "alone")
-    alone.scale = 0.5
+    change(alone)
     assert again == taken(stream(alone, 0), 2, 3)
     assert all(map(ended, loaders))
     assert pids(tmp_path) - loaders
+
+
+def test_a_dataset_that_cannot_be_pickled_any_more_keeps_its_processes(made: Made, tmp_path: Path) -> None:
+    dataset = Noted(tmp_path)
+    found = made(1, dataset=dataset)
+    taken(found, 0, 1)
+    dataset.opened = open(os.devnull)  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SIM115 as a file of samples is
+    with dataset.opened:  # pyright: ignore[reportAttributeAccessIssue]
+        found.begin_pass()
+        assert pool_of(found).outstanding
 
 
 @long

@@ -21,6 +21,7 @@ from elastic.engine import randomness
 from elastic.engine.data import Batch, DatasetBatches
 from elastic.engine.streaming import digest_of
 from elastic.errors import TrainerError
+from elastic.memory import raw
 from elastic.memory.parcel import Parcel
 from elastic.worker.loading.pool import Answer, Key, Pool
 from elastic.worker.loading.server import Code
@@ -83,12 +84,15 @@ class LoadedAhead:
 
     def _begin(self) -> None:
         self._pool: Pool | None = Pool(_code(self._load, self._settings), self._settings.processes)
-        self._sent = _plain(self._load.dataset)
+        self._sent = _contents(self._load)
         self._started = self._checked = False
 
     def renew(self) -> None:
-        """Starts other processes if the dataset's own numbers and texts have changed since these got it, as torch does in each epoch."""
-        if self._pool is not None and self._sent != _plain(self._load.dataset):
+        """Starts other processes if the dataset has changed since these got it, as torch does in each epoch."""
+        if self._pool is None:
+            return
+        (numbers, whole), (numbers_sent, whole_sent) = _contents(self._load), self._sent
+        if numbers != numbers_sent or (None not in (whole, whole_sent) and whole != whole_sent):
             self.close()
             self._begin()
 
@@ -165,7 +169,8 @@ class LoadedAhead:
             raise TrainerError(
                 f"a process of the DataLoader loads other samples than the worker itself (step {step}, micro-batch {micro_batch}), so a "
                 "step that is computed again would have other bits. Samples may depend on their index and on the global generators of "
-                "torch, NumPy and Python, but not on the process (get_worker_info, worker_init_fn, own generators): mend that, or use "
+                "torch, NumPy and Python, but not on the process (get_worker_info, worker_init_fn, own generators), and the "
+                "dataset may change between loops over the loader, not within one: mend that, or use "
                 "num_workers=0"
             )
 
@@ -176,8 +181,15 @@ class LoadedAhead:
             pool.close()
 
 
-def _plain(dataset: Any) -> dict[str, Any]:
-    return {name: value for name, value in getattr(dataset, "__dict__", {}).items() if isinstance(value, bool | int | float | str)}
+def _contents(load: DatasetBatches) -> tuple[dict[str, Any], str | None]:
+    """Returns the numbers and texts that a dataset has itself, and a checksum of all of it; None if it cannot be pickled any more."""
+    own = getattr(load.dataset, "__dict__", {}).items()
+    numbers = {name: value for name, value in own if isinstance(value, bool | int | float | str)}
+    try:
+        parcel = Parcel.of((load.dataset, load.collate))
+    except Exception:  # whatever a user's class raises: it may have opened a file since it was sent
+        return numbers, None
+    return numbers, raw.checksum_of(map(raw.as_bytes, (parcel.pickled, *(buffer.raw() for buffer in parcel.buffers))))
 
 
 def _code(load: DatasetBatches, settings: LoaderSettings) -> Parcel:
