@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging, Timer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
@@ -18,6 +18,13 @@ _HOOKS = {
     "configure_gradient_clipping": "it clips the gradient of one micro-batch, before the step's is known: use "
     "Trainer(gradient_clip_val=...)",
     "on_before_batch_transfer": "batches of the loop have no contents, the runtime loads them: use collate_fn, or on_after_batch_transfer",
+}
+_CHANGES = {
+    StochasticWeightAveraging: "it replaces the parameters, which are the job's. Average those of several checkpoints, which "
+    "ElasticStrategy(checkpoint='runs/a', every=100) saves, after the job",
+    ModelPruning: "it changes parameters between steps, which are the job's: prune the model before or after the job",
+    BaseFinetuning: "it changes what is trained, which is fixed when the training begins. Give what it would freeze a parameter group of "
+    "its own, whose learning rate and weight decay are 0 as long as it is frozen",
 }
 
 
@@ -41,6 +48,9 @@ def check(trainer: Any, precision: Any) -> None:
         if isinstance(callback, Timer | GradientAccumulationScheduler):
             reason = "workers have different clocks" if isinstance(callback, Timer) else "an update has one batch size in the whole job"
             raise TrainerError(f"{type(callback).__name__} (or max_time=) cannot be used, as {reason}: use max_steps= or max_epochs=")
+        for kind, advice in _CHANGES.items():
+            if isinstance(callback, kind):
+                raise TrainerError(f"{type(callback).__name__} cannot be used: {advice}")
 
 
 def check_module(trainer: Any, module: Any) -> None:

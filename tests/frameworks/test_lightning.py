@@ -95,6 +95,8 @@ TRAINER: dict[str, Any] = {
         ({"limit_train_batches": 5}, "use max_steps="),
         ({"reload_dataloaders_every_n_epochs": 1}, "leave it out"),
         ({"callbacks": [lightning.pytorch.callbacks.Timer("00:01:00:00")]}, "different clocks"),
+        ({"callbacks": [lightning.pytorch.callbacks.StochasticWeightAveraging(0.1)]}, "Average those of several checkpoints"),
+        ({"callbacks": [lightning.pytorch.callbacks.BackboneFinetuning()]}, "a parameter group of its own"),
     ],
 )
 def test_settings_that_have_no_place_in_a_job_are_refused(options: dict[str, Any], said: str) -> None:
