@@ -53,11 +53,11 @@ class KeepEvery:
         return step % self.steps == 0
 
 
+@dataclass(frozen=True, slots=True)
 class KeepChosen:
     """Keeps the checkpoints of those steps that `chosen` returns now."""
 
-    def __init__(self, chosen: Callable[[], Container[int]] = tuple) -> None:
-        self.chosen = chosen
+    chosen: Callable[[], Container[int]]
 
     def keeps(self, step: int, newer: int) -> bool:
         return step in self.chosen()

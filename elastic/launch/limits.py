@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from elastic.errors import SettingsError
 from elastic.host.limits import in_mb, process_limit
 
-# Measured with torch 2.13 and 2 to 6 workers: with 1,125 MB workers cannot map the others' segments, with 1,180 MB a small model trains;
-# the agent has 17 to 24 descriptors that it cannot do without, and three or four for each worker; the run directory has a few small
-# files, without those of etcd.
+# Measured with torch 2.13: with 1,125 MB two workers cannot map each other's segments, with 1,180 MB a small model trains; with 44
+# descriptors two workers train, and six with 68. With torch 2.7 and 2 to 8 workers the agent had 17 to 24 descriptors, and three or four
+# for each worker. The run directory has a few small files, without those of etcd.
 MEMORY_BYTES = 1_250_000_000
 FILES, FILES_PER_WORKER = 32, 6
 DISK_BYTES = 1_000_000

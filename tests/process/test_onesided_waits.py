@@ -207,12 +207,16 @@ def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFix
         ),
         pytest.param(
             "digest",
-            r"(?=.*worker 0 (waits )?in trainer\.evaluate\(\) \()(?=.*worker 1 (waits )?in trainer\.digest\(\) \().* after step 3",
+            r"(?=.*worker 0 (waits )?in trainer\.evaluate\(\) \(test_onesided_waits\.py:\d+\))"
+            r"(?=.*worker 1 (waits )?in trainer\.digest\(\) \(test_onesided_waits\.py:\d+\))"
+            r"worker [01] waits in .* after step 3, and worker",
             marks=pytest.mark.long,
         ),
         pytest.param(
             "state_dict",
-            r"(?=.*worker 0 (waits )?in trainer\.state_dict\(\) \()(?=.*worker 1 (waits )?in trainer\.digest\(\) \().* after step 3",
+            r"(?=.*worker 0 (waits )?in trainer\.state_dict\(\) \(test_onesided_waits\.py:\d+\))"
+            r"(?=.*worker 1 (waits )?in trainer\.digest\(\) \(test_onesided_waits\.py:\d+\))"
+            r"worker [01] waits in .* after step 3, and worker",
             marks=pytest.mark.long,
         ),
         pytest.param("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers", marks=pytest.mark.long),
