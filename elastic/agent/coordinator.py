@@ -38,7 +38,7 @@ from elastic.control.driver import Driver
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
 from elastic.control.world import World
-from elastic.errors import Conflict, ElasticError, EtcdUnavailable, HostRefused, PlanError, TrainerError
+from elastic.errors import Conflict, ElasticError, EtcdUnavailable, HostRefused, MismatchError, PlanError, TrainerError
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
@@ -609,6 +609,9 @@ class Coordinator:
         known = all(number in workers for number in members)  # false until the fork server is ready
         complete = known and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
         if not complete or not members:
+            return
+        if (unlike := self._reports.unlike([workers[number] for number in members])) is not None:
+            self._finish(failed(MismatchError, unlike))
             return
         result = workers[self._founders.first if self._driver is None else members[0]].result or {}
         epoch = 0 if self._driver is None else self._driver.view.epoch

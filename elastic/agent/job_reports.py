@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from elastic.agent.save_summary import SaveSummary
 from elastic.agent.supervision import WorkerProcess
 from elastic.host.channel import Message
 from elastic.observe.console import say
+from elastic.worker import changed_model
 from elastic.worker.metrics import MetricFiles
 
 
@@ -20,6 +22,7 @@ class JobReports:
         self._saves = SaveSummary()
         self._metrics = MetricFiles(say)
         self._skipped: set[int] = set()
+        self._unproven = False  # whether the user was warned of a model that was changed behind the last loop
         self._lasting = False  # whether the user was informed of threads that have not ended
 
     def heard(self, worker: WorkerProcess, message: Message) -> None:
@@ -36,6 +39,16 @@ class JobReports:
             self.returned = {"value": message["value"]}
         elif kind == "lasts":
             self._lasts(worker, message["threads"])
+
+    def unlike(self, members: Sequence[WorkerProcess]) -> str | None:
+        """Returns what is wrong with the models of these workers, the leader first, behind their last loops; None if they are alike."""
+        told = {worker.number: worker.result["told"] for worker in members if worker.result is not None and worker.result["told"]}
+        if (difference := changed_model.unlike(told, members[0].number)) is not None:
+            return difference
+        if not self._unproven and (warning := changed_model.unproven(told)) is not None:
+            self._unproven = True
+            say(f"warning: {warning}")
+        return None
 
     def complete(self, outcome: Message, incidents: list[dict[str, Any]]) -> None:
         """Adds the reports to the outcome of a job that has ended well."""

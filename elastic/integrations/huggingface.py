@@ -237,7 +237,7 @@ class ElasticTrainer(transformers.Trainer):
         self.loader.save()
         self._digest = self.loader.digest()
         for step in self._best():
-            self.loader.show_saved(step)
+            self.loader.loop.trainer("load_best_model_at_end").show_saved(step)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """`Trainer.save_model`, on the leader."""

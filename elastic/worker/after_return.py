@@ -1,4 +1,4 @@
-"""Checks after `train_fn` has returned: its value, and threads that are still running."""
+"""How `train_fn` ends: what it may return, and threads that are still running."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 from elastic.errors import TrainFunctionError
 
 _END_S = 1.0
+
+
+class NoStepLeft(BaseException):
+    """Leaves a train function that begins loops again and again after the job has stopped."""
 
 
 def check_value(value: Any) -> None:

@@ -155,6 +155,11 @@ class History:
         self.left()
         return True
 
+    @property
+    def changed_behind(self) -> tuple[bool, bool]:
+        """Whether code has changed what is trained since the last loop (or body) ended; and whether it wrote other values to it."""
+        return (False, False) if self._inplace is None else (self._inplace.changed, self._inplace.values_changed)
+
     def left(self) -> None:
         """Notes the changes of the loop body, which ends or calls a collective. Raises TrainerError for a forbidden change."""
         if self._inplace is not None:

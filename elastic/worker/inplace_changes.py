@@ -34,6 +34,18 @@ class InPlace:
         """Whether changes are watched, and nothing changed since `watch`."""
         return self._marks is not None and self._marks == self._now()
 
+    @property
+    def changed(self) -> bool:
+        """Whether something changed since `watch`."""
+        return self._marks is not None and self._marks != self._now()
+
+    @property
+    def values_changed(self) -> bool:
+        """Whether values of trained parameters were written to since `watch`: not a mere move to another device or dtype."""
+        if self._marks is None:
+            return False
+        return any(old[0] != new[0] for old, new in zip(self._marks[0], self._now()[0], strict=True))
+
     def check_names(self, step: int) -> None:
         """Raises TrainerError if the model has other parameters than in its first loop."""
         now = dict(self._root.named_parameters())

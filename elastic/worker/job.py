@@ -147,6 +147,7 @@ class Job:
         self.clips: Callable[[float], None] | None = None  # of a plain loop
         self.weighs: Callable[[Any, Any], Any] | None = None  # of a plain loop
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
+        self.model: dict[str, Any] | None = None  # what `train_fn` has made of the model behind the last loop
 
     def use_gpu(self, uuid: str) -> None:
         """Names the GPU that this worker computes on by its UUID, as `nvidia-smi -L` prints it: for `dvfs=` and `elastic energy`.

@@ -2,7 +2,7 @@
 
 This module has one connection, to the agent; the trainer makes the links to other workers.
 
-    worker -> agent   announce {ready} | progress {epoch, step} | result {value, valued, stopped, step}
+    worker -> agent   announce {ready} | progress {epoch, step} | result {value, valued, stopped, step, told}
                       error {kind, ours, message, traceback, epoch, step} | lasts {threads}
     agent -> worker   view {view} | stop {} | leave {} | ping {}; the end of the connection is the death of the agent, and so of the worker
 """
@@ -38,7 +38,7 @@ from elastic.observe.output import KeptStream, OutputFile
 from elastic.script import sources, target
 from elastic.worker import devices
 from elastic.worker import job as jobs
-from elastic.worker.after_return import check_value, is_value, tell_of_lasting_threads
+from elastic.worker.after_return import NoStepLeft, check_value, is_value, tell_of_lasting_threads
 from elastic.worker.job import Job, WorkerSpec
 from elastic.worker.refusals import advice
 
@@ -94,7 +94,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
         kept.end()
         line.send(_failure(job, error))
         return 1
-    line.send({"type": "result", "value": value, "valued": valued, "stopped": job.stop_requested, "step": job.step})
+    line.send({"type": "result", "value": value, "valued": valued, "stopped": job.stop_requested, "step": job.step, "told": job.model})
     # Others may still wait for messages queued on this worker's links, or take their closing for a death.
     job.dismissed.wait(parsed.settings.grace_s)
     tell_of_lasting_threads(lambda names: line.send({"type": "lasts", "threads": names}))
@@ -125,7 +125,12 @@ def _train(job: Job, kind: str, slot: int) -> tuple[Any, bool]:
     train_fn = target.load(job.settings.train_fn)
     sources.note_imported()
     job.device = devices.begin(kind, slot, job.settings.workers_per_device)
-    value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
+    try:
+        value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
+    except (StopIteration, NoStepLeft):  # of `next(iter(loader))`, say
+        if not job.stop_requested:
+            raise
+        value = None
     if job.leader:
         check_value(value)
     valued = job.leader or (job.stands_in and is_value(value))

@@ -56,9 +56,9 @@ class Steps:
         self._saved, self._saved_with = -1, ""
         self._waited: tuple[object, float] = None, 0.0  # the copies for which steps have waited, and for how long until the last report
         self._unfinished: int | None = None  # the length of a loop that was left in its last body and still has to end
-        self._had, self._ended = False, -1  # whether this worker has had a step, and the length of its last loop
+        self.first: int | None = None  # the first step that this worker has had
+        self._ended = -1  # the length of its last loop
         self._received: Settings | None = None  # the job's settings where this worker has begun or joined, until it has had a step
-        job.behind = self._left
 
     @told_to_the_job
     def take(self, steps: int) -> Iterator[Report]:
@@ -94,7 +94,7 @@ class Steps:
         """Notes the end of a loop, and the settings with which this worker goes on if it has not had a step yet."""
         self._runtime.ended()
         self._ended = steps
-        if not self._had and self._received is None:
+        if self.first is None and self._received is None:
             self._received = self._history.settings()
 
     def _keep_received(self) -> None:
@@ -103,7 +103,7 @@ class Steps:
         It has if this worker joins, or goes on from a checkpoint in the middle of a loop. A checkpoint of a loop's end is from before the
         code behind that loop.
         """
-        if self._received is not None and not self._had and (self._job.joins or self._ended != self._history.step + 1):
+        if self._received is not None and self.first is None and (self._job.joins or self._ended != self._history.step + 1):
             self._history.put_back(self._received)
 
     def _take_step(self, *, final: bool) -> None:
@@ -154,7 +154,7 @@ class Steps:
                 stacklevel=2,
             )
 
-    def _left(self, value: Any) -> None:
+    def left(self, value: Any) -> None:
         """Saves the last step of a loop that was left early, after `train_fn` has returned `value`.
 
         A save needs all workers, so it is not done when the loop is left: errors raised in a generator that is closed are lost.
@@ -189,7 +189,7 @@ class Steps:
         self._runtime.at("end", min(step, steps - 1))
 
     def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
-        self._had = True
+        self.first = answer.step if self.first is None else self.first
         randomness.seed_all(self._seed, "loop", answer.step)  # the loop's own draws must not depend on the layout
         if answer.skipped is not None:  # every worker reports it, as any may die; the agent counts it once
             self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -37,7 +38,7 @@ from elastic.engine.torch_settings import Modes
 from elastic.engine.view_state import Training, ViewState, initial_state
 from elastic.engine.warm_up import warm_up
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointDamaged, TrainerError
+from elastic.errors import CheckpointDamaged, MismatchError, TrainerError
 from elastic.host import facts as host
 from elastic.layout.regions import MASTER, PARAM, TRAINED
 from elastic.memory import device
@@ -46,6 +47,7 @@ from elastic.recovery.salvage import Routes
 from elastic.script import sources
 from elastic.settings import fingerprint
 from elastic.view import View
+from elastic.worker import changed_model
 from elastic.worker import job as jobs
 from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
 from elastic.worker.checkpointing import Checkpoints
@@ -59,7 +61,7 @@ from elastic.worker.history import History
 from elastic.worker.inplace_changes import InPlace
 from elastic.worker.layer_attributes import Attributes
 from elastic.worker.loading.ahead import ahead
-from elastic.worker.loading.given import given
+from elastic.worker.loading.given import check_length, given
 from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.own_statistics import own_statistics
@@ -70,6 +72,13 @@ from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.segment_contents import SegmentContents
 from elastic.worker.steps import Steps
+
+_log = logging.getLogger(__name__)
+
+_CHANGED = (
+    "code behind the last loop has changed the model's parameters. A worker that joins later does not have values which that code has kept "
+    f"in variables, and the job ends with an error if workers then have different models. {changed_model.ADVICE}"
+)
 
 _MEASURED = len(fields(LayerCost)) - 1
 """Fields of a layer's costs in front of the bytes of what is not trained."""
@@ -176,7 +185,8 @@ class Trainer:
         loads = ahead(batches(what.data, **sizes, seed=seed, collate=what.collate, shuffles=what.shuffles), what.processes)
         self._loads, self._batch, self._stream = loads, placing(loads), stream_in(loads)
         self._exact = exact
-        self._collate = what.collate
+        self._collate, self._data = what.collate, what.data
+        self._samples = len(what.data) if isinstance(what.data, Sized) else 0
         built, initial = model_of(model, optimizer, seed, weights, names, lambda: self._batch(0, 0), warn=self._job.profile)
         place_model(split(built)[0])
         self._model = LayeredModel(built, initial=initial)
@@ -195,7 +205,7 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         self._naming = naming_of(self._model.root, names)
         if checkpoint is not None:
-            samples = len(what.data) if isinstance(what.data, Sized) else None
+            samples = self._samples or None
             record = TrainingRecord(
                 optimizer=type(instance).__name__,
                 scheduler="" if self._scheduler is None else type(self._scheduler).__name__,
@@ -249,6 +259,7 @@ class Trainer:
         self._history = history
         self._numbers = Numbers()
         self._steps = Steps(self._job, self._runtime, history, self._checkpoints, batch_size=batch_size, seed=seed)
+        self._job.behind = self._returned
         if view is None:
             if self._checkpoints is not None:
                 self._checkpoints.join()
@@ -365,6 +376,8 @@ class Trainer:
         settings and the same bits, and is not yielded again. Leaving the loop early does not change the parameters; leaving it in its last
         body is the same as running to its end.
         """
+        if isinstance(self._data, Sized):
+            check_length(self._data, self._samples)
         yield from self._steps.take(steps)
 
     def save(self) -> None:
@@ -477,6 +490,7 @@ class Trainer:
 
         With `state`, such as "average" or "exp_avg", that state replaces each trained parameter that has it. Tensors are copies.
         """
+        self._check_alike()
         while True:
             found: list[dict[str, torch.Tensor]] = []
 
@@ -496,7 +510,27 @@ class Trainer:
 
     def digest(self) -> str:
         """Returns the hex SHA-256 of all parameters (in name order) and changing buffers. Every worker must call it, and gets it."""
+        self._check_alike()
         return self._steps.together(lambda: self._engine.digest())
+
+    def _check_alike(self) -> None:
+        """Raises MismatchError if code behind the last loop has given workers different models."""
+        told = self._steps.together(lambda: self._engine.gather({"worker": self._job.worker, **self._told()}))
+        if (difference := changed_model.unlike({each["worker"]: each for each in told})) is not None:
+            raise MismatchError(difference)
+
+    def _told(self) -> changed_model.Told:
+        """Returns what the other workers, or the agent, must know of this one's model behind its last loop."""
+        changed = self._history.changed_behind[0]
+        layers = self._engine.view.layout.layers_of(self._job.worker)
+        since = None if self._steps.first is None else self._steps.first // self._updates
+        return {"since": since, "model": changed_model.checksums(self._model, layers) if changed else None}
+
+    def _returned(self, value: Any) -> None:
+        self._steps.left(value)
+        if self._job.leader and self._history.changed_behind[1]:
+            _log.warning(_CHANGED)
+        self._job.model = self._told()
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """Returns statistics of each worker on the leader, None on the others. Every worker must call it."""

@@ -101,26 +101,32 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
     assert _ends(what, stream, 7, None)(3) == 7
 
 
+def loader_of(loop: Any, passes: Passes | None = None, data: Any = ROWS) -> Loader:
+    """With epochs of 10 steps."""
+    return Loader(loop, passes or Passes(lambda number: 10 * (number + 1), whole=True), data, batch_size=8, saves=False)
+
+
 @pytest.mark.parametrize(
     ("taken", "stopped", "numbers"),
     [([0, 10, 20, 30], False, [0, 1, 2]), ([0, 25, 30], False, [0, 2]), ([0, 30], False, [0]), ([0, 10], True, [0])],
 )
 def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
     """`taken`: steps before the first loop, and after each."""
-    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE)
-    loader, found = Loader(loop, Passes(lambda number: 10 * (number + 1), whole=True)), []
+    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE, built=False)
+    loader, found = loader_of(loop), []
     for number, after in zip(loader.epochs(3), taken[1:], strict=False):
         found.append((number, len(loader)))
-        loop.taken, loop.stopped = after, stopped
+        loop.taken, loop.stopped, loop.built = after, stopped, True
     assert found == [(number, 10) for number in numbers]
 
 
 def test_an_epoch_whose_end_a_checkpoint_is_of_is_gone_on_with_behind_its_loop() -> None:
-    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None)
+    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None, built=False)
     found = []
-    for number in Loader(loop, Passes(lambda number: 10 * (number + 1), whole=True)).epochs(4):
+    for number in loader_of(loop).epochs(4):
         found.append(number)
-        loop.taken = loop.resumed_at = 20
+        loop.built, loop.taken = True, 20
+        loop.resumed_at = 20
         if number > 1:
             loop.taken = 10 * (number + 1)
     assert found == [0, 1, 2, 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,16 @@ class Given:
     collate: Callable[[list[Any]], Any] | None
     shuffles: bool
     processes: LoaderSettings | None = None
+
+
+def check_length(data: Sized, samples: int) -> None:
+    """Raises TrainerError if a dataset does not have this number of samples any more."""
+    if (now := len(data)) != samples:
+        raise TrainerError(
+            f"the dataset has {now} samples when a loop begins, and {samples} when the training began: the order of all samples, and the "
+            "length of epochs, follow from their number, also on workers that join later. Give all of them from the beginning; which one "
+            "an index stands for may change between loops"
+        )
 
 
 def given(data: Any, batch_size: int | None, collate: Callable[[list[Any]], Any] | None) -> Given:

@@ -24,6 +24,7 @@ from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
 from elastic.memory import device
 from elastic.observe.activity import TRAIN_FN
+from elastic.worker.after_return import NoStepLeft
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
 from elastic.worker.plain.body import body_of, checksum, handed_over, take_gradients
@@ -37,6 +38,10 @@ from elastic.worker.report import Report
 
 Make = Callable[[nn.Module, LayerProfile, Sequence[float | None]], PlainTrainer]
 """Makes the Trainer of a body, with its cost and the norm to clip to in each of its parts."""
+
+
+_EMPTY, _EMPTY_STOPPED = 100_000, 1_000
+"""So many loops without a step, in a row, are one that does not end: in a job that goes on, and in one that stops."""
 
 
 class Place(Enum):
@@ -110,6 +115,7 @@ class Loop:
         self._broken: TrainerError | None = None
         self.place = Place.OUTSIDE
         self.stopped = False  # whether the job stops after the newest step
+        self._empty = 0  # passes without a step, in a row
         self.took = True  # whether this worker has committed a step in the last pass, or there was none yet
         self.resumed_at: int | None = None  # the step at which the job goes on from a checkpoint
         self._behind: Callable[[Any], None] | None = None
@@ -178,15 +184,18 @@ class Loop:
                 self._job.behind, self._behind = self._returned, self._job.behind
                 if not self._job.joins:
                     self.resumed_at = self.taken or None
-            self._stream.begin_pass()
+            if not self.stopped:
+                self._stream.begin_pass()
             self._trainer.begin_pass()
             end = passes.end(number)  # known now, also to a worker that has joined
             self._tail, self.took = self.states(), False
             self._event = self._turns.begin(lambda: self._engine(end * len(self._parts)))
             while not isinstance(event := self._next(), Ended):
                 yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
+            self._empty = 0 if self.took else self._empty + 1
             if not self.took:  # a checkpoint of this pass's end lacks what the code behind it does
                 self.took = self.resumed_at == end
+            self._check_empty(end)
         except GeneratorExit:
             self._left()
             if self.place is Place.COMMITTED:
@@ -194,6 +203,16 @@ class Loop:
             raise
         finally:
             self.place = Place.OUTSIDE
+
+    def _check_empty(self, end: int) -> None:
+        """Raises an error if loops begin again and again although no step is left, as in `while True: for x, y in loader`."""
+        if self.stopped and self._empty >= _EMPTY_STOPPED:
+            raise NoStepLeft
+        if self._empty >= _EMPTY:
+            raise TrainerError(
+                f"the last {_EMPTY} loops over the loader had no step, since {end} have been taken, which are all: leave the loop around "
+                "them by loader.report.step, and give job.prepare steps= at least as many"
+            )
 
     def _engine(self, end: int) -> None:
         """The engine's greenlet: takes steps."""

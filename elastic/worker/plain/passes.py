@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ class Passes:
         self._end_of, self.whole = end_of, whole
         self._number = 0  # passes before this one are over
         self._skipped = 0  # steps that passes would have had that were left
+        self._counts: list[int] = []  # the first pass of each count of epochs
 
     def end(self, number: int) -> int:
         """Returns the number of steps that are taken in all when the pass ends; 0 if it is over."""
@@ -32,8 +34,27 @@ class Passes:
         if self.whole and rest > 0:
             self._number, self._skipped = number + 1, self._skipped + rest
 
+    def current(self, number: int, taken: int) -> int:
+        """Returns the first pass, from this one on, that is not over when so many steps are taken."""
+        while self.whole and self.end(number) <= taken:
+            number += 1
+        return number
+
+    def first_of(self, count: int, number: int, taken: int) -> int:
+        """Returns the first pass of a count of epochs, which begins here when so many steps are taken, with this pass or a later one.
+
+        `count` is the number of counts before. One that has begun elsewhere begins with the same pass here.
+        """
+        if count == len(self._counts):
+            self._counts.append(self.current(number, taken))
+        return self._counts[count]
+
+    def over_at(self, count: int) -> float:
+        """Returns the pass with which the next count of epochs has begun."""
+        return self._counts[count + 1] if count + 1 < len(self._counts) else math.inf
+
     def state_dict(self) -> dict[str, Any]:
-        return {"number": self._number, "skipped": self._skipped}
+        return {"number": self._number, "skipped": self._skipped, "counts": list(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._number, self._skipped = state["number"], state["skipped"]
+        self._number, self._skipped, self._counts = state["number"], state["skipped"], list(state.get("counts", [0]))

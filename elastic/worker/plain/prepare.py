@@ -60,7 +60,7 @@ def prepare(
 
     model = found.models[0] if len(found.models) == 1 else nn.ModuleList(found.models)
     loop = Loop(job, model, optimizer, parameters, stream, make, seed, exact=options.get("exact", True))
-    loader = Loader(loop, passes)
+    loader = Loader(loop, passes, found.data, batch_size=what.batch_size, saves=options.get("checkpoint") is not None)
     job.clips, job.weighs = loop.clip, loop.weighted
     loader.optimizers = [PreparedOptimizer(each, loop, number) for number, each in enumerate(found.optimizers)]
     prepared = {id(each): ours for each, ours in zip(found.optimizers, loader.optimizers, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_map
 from elastic.engine.data import Batch, DatasetBatches, Keyed, batches, on_device
 from elastic.memory.tensors import contiguous
 from elastic.worker.loading.ahead import LoadedAhead, ahead
-from elastic.worker.loading.given import Given
+from elastic.worker.loading.given import Given, check_length
 
 
 class Stream:
@@ -34,7 +35,10 @@ class Stream:
         return self._load
 
     def begin_pass(self) -> None:
-        """Notes that a pass over the data begins: code before it may have changed the dataset's settings."""
+        """Notes that a pass over the data begins: code before it may have changed the dataset's settings.
+
+        Raises TrainerError if it has another length.
+        """
         if isinstance(self._load, LoadedAhead):
             self._load.renew()
 
@@ -50,9 +54,13 @@ class Stream:
 class SizedStream(Stream):
     """The same of a dataset."""
 
-    def __init__(self, load: Batch, samples: int) -> None:
+    def __init__(self, load: Batch, dataset: Sized) -> None:
         super().__init__(load)
-        self._samples = samples
+        self._dataset, self._samples = dataset, len(dataset)
+
+    def begin_pass(self) -> None:
+        check_length(self._dataset, self._samples)
+        super().begin_pass()
 
     def __len__(self) -> int:
         return self._samples
@@ -68,4 +76,4 @@ def stream_of(what: Given, micro_batch_size: int, seed: int) -> Stream:
     load = batches(what.data, **sizes, seed=seed, collate=what.collate, shuffles=what.shuffles)
     if not isinstance(load, DatasetBatches):
         return Stream(load)
-    return SizedStream(ahead(load, what.processes), len(what.data))
+    return SizedStream(ahead(load, what.processes), what.data)

@@ -40,6 +40,7 @@ class PlainTrainer(Trainer):
         self._by_trial = measured
         self._updates = len(clip_norms)
         self._norms = tuple(clip_norms)
+        self._shows = False  # whether the model has been given the parameters of a checkpoint
         if options.get("every") is not None:
             options["every"] *= self._updates
         super().__init__(body, _the_body, optimizer, stream, **options)
@@ -55,7 +56,12 @@ class PlainTrainer(Trainer):
         self._runtime.likeness = Likeness(sample, self._updates, proven=not self._job.joins)
 
     def begin_pass(self) -> None:
-        """Notes that a pass over the data begins."""
+        """Notes that a pass over the data begins. Raises TrainerError if the model has the parameters of another step."""
+        if self._shows:
+            raise TrainerError(
+                "a loop over the loader begins after best.load(): the job's own parameters are those of its last step, so nothing can be "
+                "trained from the best ones. Load them after the last loop, or give their checkpoint to a job of its own"
+            )
         if self._runtime.likeness is not None:
             self._runtime.likeness.begin(self.step // self._updates)
 
@@ -118,6 +124,11 @@ class PlainTrainer(Trainer):
         saved, model = self._checkpoints.saved(step), self._model
         for name, tensor in [*((name, model.parameter(name)) for name in model.names), *persistent_buffers(model.root)]:
             tensor.data = saved[name].to(tensor.device, tensor.dtype)
+        self._shows = True
+        self._runtime.ended()  # no change by the user's code
+
+    def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:
+        return super().state_dict(state) if state is not None or not self._shows else self._model.state_dict({})
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> NoReturn:
         raise TrainerError(

@@ -1,0 +1,71 @@
+"""The best model that a plain loop has had so far: its checkpoint is kept, and loaded after the loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from elastic.errors import TrainerError
+from elastic.worker.plain.loop import Loop, Place
+
+_MODES = ("min", "max")
+
+
+class Best:
+    """`loader.keep_best()` returns it. `value` is the best one so far, and `step` the number of steps of its checkpoint; None before.
+
+    Checkpoints contain both, and workers that join get them.
+    """
+
+    def __init__(self, mode: str, loop: Loop) -> None:
+        if mode not in _MODES:
+            raise TrainerError(f"keep_best(mode={mode!r}): use 'min' if lower values are better, such as a loss, or 'max'")
+        self.value: float | None = None
+        self.step: int | None = None
+        self._mode, self._loop = mode, loop
+
+    def update(self, value: Any) -> bool:
+        """Saves a checkpoint if `value` is better than all before, and keeps it besides the newest ones. Returns whether it is.
+
+        Every worker calls it with the same value, where `loader.report` is not None or behind a loop. NaN is never better.
+
+        Raises:
+            TrainerError: in the middle of a step, or for what is no number.
+        """
+        trainer = self._loop.trainer("best.update()")
+        try:
+            now = float(value)
+        except (TypeError, ValueError) as error:
+            raise TrainerError(f"best.update() got a {type(value).__name__}: give a number, such as the loss of held-out data") from error
+        if math.isnan(now) or (self.value is not None and (now >= self.value if self._mode == "min" else now <= self.value)):
+            return False
+        self.value, self.step = now, trainer.step
+        trainer.save()
+        return True
+
+    def load(self) -> None:
+        """After the last loop: gives the model the parameters and buffers of the best checkpoint. Every worker calls it.
+
+        Nothing can be trained or saved then: the job's own state stays that after the last step.
+
+        Raises:
+            TrainerError: inside of a loop; or `update` was never called with a number.
+            CheckpointError: the checkpoint is gone, or cannot be read here.
+        """
+        trainer = self._loop.trainer("best.load()")
+        if self._loop.place is not Place.OUTSIDE:
+            raise TrainerError("best.load() is called inside of the loop, whose next step would begin from these weights: call it after it")
+        if self.step is None:
+            raise TrainerError("best.load() has nothing to load: call best.update(value) before, at least once, on every worker")
+        trainer.save()  # what a loop that was left early has trained
+        trainer.show_saved(self.step)
+
+    def kept(self) -> list[int]:
+        """Returns the number of steps of the checkpoint to keep, if there is one."""
+        return [] if self.step is None else [self.step]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.step = state["value"], state["step"]
