@@ -28,6 +28,9 @@ _OUTSIDE = (
     "keep what changes outside of the model that the Trainer gets (an averaged copy: see `average` of the Trainer, or of the loader), and "
     "call model.load_state_dict before the first loop only"
 )
+_EVALUATED = (
+    "a forward in training mode does that, such as an evaluation without model.eval(): call it before, and model.train() behind it"
+)
 _UNCOUNTED = "if nothing writes to it, the memory of this host may be faulty"
 
 
@@ -92,7 +95,8 @@ class ChangeWatch:
     def untouched(self, step: int) -> None:
         """Raises TrainerError if other code has changed running statistics. Called before the runtime updates them."""
         for name in self._running.touched():
-            self._refuse(f"buffer {self._where(name)}, a running statistic, was changed between two steps, before step {step}", _OUTSIDE)
+            changed = f"buffer {self._where(name)}, a running statistic, was changed between two steps, before step {step}"
+            self._refuse(changed, f"{_EVALUATED}. If nothing does, {_OUTSIDE}")
 
     def end(self, step: int) -> None:
         """Checks after the last backward of a step, before the step can commit. Raises TrainerError if the layers have changed a tensor."""
