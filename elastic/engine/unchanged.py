@@ -28,9 +28,7 @@ _OUTSIDE = (
     "keep what changes outside of the model that the Trainer gets (an averaged copy: see `average` of the Trainer, or of the loader), and "
     "call model.load_state_dict before the first loop only"
 )
-_EVALUATED = (
-    "a forward in training mode does that, such as an evaluation without model.eval(): call it before, and model.train() behind it"
-)
+_EVALUATED = "a forward in training mode does that, such as an evaluation without model.eval(): call it before, and model.train() behind it"
 _UNCOUNTED = "if nothing writes to it, the memory of this host may be faulty"
 
 

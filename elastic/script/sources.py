@@ -113,9 +113,14 @@ def file_digest(path: str) -> str | None:
 def own_file(module: ModuleType | None) -> str | None:
     """Returns the file of a user's module; None if the module is installed, Python's or this package's."""
     path = getattr(module, "__file__", None)
-    if not isinstance(path, str) or path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
-        return None
-    return None if path.startswith(_NOT_THE_USERS) or "/" not in path else path
+    return path if isinstance(path, str) and is_users(path) else None
+
+
+def is_users(path: str) -> bool:
+    """Whether this is the file of a module of the user's: neither installed nor Python's nor this package's."""
+    if path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
+        return False
+    return "/" in path and not path.startswith(_NOT_THE_USERS)
 
 
 def _find_frozen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Container, Iterator
@@ -12,12 +13,15 @@ from torch.utils.data import DataLoader
 
 from elastic.engine.after_step import AfterStep
 from elastic.errors import TrainerError
+from elastic.worker.plain import counting
 from elastic.worker.plain.best import Best
 from elastic.worker.plain.loop import Loop, Place
 from elastic.worker.plain.passes import Passes
 from elastic.worker.plain.refusals import check_schedulers
 from elastic.worker.plain.trainer import PlainTrainer
 from elastic.worker.report import Report
+
+_log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -43,6 +47,8 @@ class Loader:
         return self._bodies(number)
 
     def _bodies(self, number: int) -> Iterator[Any]:
+        if not self.loop.built and self.loop.warns and (warning := counting.told(sys._getframe(1))) is not None:
+            _log.warning(warning)
         if self.loop.built and isinstance(sys.exc_info()[1], StopIteration):
             # As in `except StopIteration: batch = next(iter(loader))`: whoever counts no passes gets one that is not over.
             number = self._passes.current(number, self.loop.taken)

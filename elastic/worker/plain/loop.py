@@ -150,6 +150,11 @@ class Loop:
         return None if self._now is None or self._now.kind is Kind.TRIAL else self._now.step
 
     @property
+    def warns(self) -> bool:
+        """Whether this worker warns of what all have in common."""
+        return self._job.profile
+
+    @property
     def built(self) -> bool:
         """Whether there is a Trainer."""
         return self._trainer is not None
