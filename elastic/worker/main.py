@@ -151,7 +151,7 @@ def _failure(job: Job, error: BaseException) -> Message:
         message = f"train_fn called sys.exit({_text(error.code, repr)}), which ends the job as a failure, without saving its last step"
     tb = _user_part(error.__traceback__)
     if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError | MismatchError):
-        message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
+        message, tb = f"{message}{_called_at(tb)}", None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     if text and (more := _text(error, advice)):
         text = f"{text.rstrip()}\n\n{message}. {more}" if isinstance(error, SystemExit) else f"{text.rstrip()}\n\n{more}"
@@ -180,6 +180,13 @@ def _user_part(tb: TracebackType | None) -> TracebackType | None:
     while rest is not None and _is_plumbing(rest.tb_frame.f_code.co_filename):
         rest = rest.tb_next
     return rest
+
+
+def _called_at(tb: TracebackType) -> str:
+    """Says which line of the user's code has called what raised; nothing if none has."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(tb)]
+    users = [f"{filename}:{line}" for filename, line in frames if sources.is_users(filename)]
+    return f" (called at {users[-1]})" if users else ""
 
 
 def _is_plumbing(filename: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from contextlib import closing
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ import elastic
 from elastic.agent import record as recording
 from elastic.agent.record import JobRecord
 from elastic.cli.main import app
+from elastic.errors import SettingsError
 from elastic.host.channel import Channel
 from elastic.host.rundir import RunDirectory
 from elastic.observe import jobs
@@ -136,3 +140,42 @@ def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
         assert directory.running
     assert not directory.running
     directory.remove()
+
+
+def test_of_several_jobs_with_one_name_the_one_that_runs_is_shown(leftovers):
+    first, second = (RunDirectory(leftovers.directory / f"elastic-{name}") for name in ("abc", "def"))
+    with first.prepared(), second.prepared():
+        for directory, step in ((first, None), (second, 7)):
+            directory.write_live({"job": "mine", "pid": 5, "step": step})
+        listed = r"elastic-abc \(process 5, no step yet\), .*elastic-def \(process 5, step 7\)$"
+        with pytest.raises(SettingsError, match=f"2 jobs with the name 'mine' run on this host: give the run directory of one .*{listed}"):
+            jobs.find("mine")
+    with first.prepared():
+        first.write_live({"job": "mine"})
+        os.utime(first.live, (1, 1))
+        assert jobs.find("mine").path == first.path
+    for older, newer in ((first, second), (second, first)):
+        os.utime(older.live, (1, 1))
+        os.utime(newer.live, (2, 2))
+        assert jobs.find("mine").path == newer.path
+    first.remove()
+    second.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_output_cannot_show_is_replaced(encoding, tmp_path):
+    directory = RunDirectory(tmp_path)
+    worker = {"worker": 0, "host": "h" * 60, "pid": 9, "spare": False, "state": "S", "phase": None, "step": 7, "micro_batch": None}
+    worker |= {"for_s": None, "place": "train_fn", "waits_for": None, "step_s": None, "memory": None}
+    live = {"version": 1, "at": 1.0, "job": "j", "pid": 5, "phase": "running", "epoch": 1, "step": 7, "of": 9, "loss": 1.0, "seconds": 0.1}
+    live |= dict.fromkeys(("samples_per_second", "tokens_per_second", "flops_per_second", "mfu"))
+    live |= {"layout": "[0-0]x1", "stages": [[0, 1, [0]]], "copies": "", "copies_kept": 1, "copies_wanted": 2, "coordinator": "here"}
+    live |= {"incidents": 0, "hosts": [], "workers": [worker], "links": []}
+    with directory.prepared():
+        directory.write_live(live)
+    command = [sys.executable, "-m", "elastic.cli.main", "top", str(tmp_path), "--once"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "60"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
