@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from elastic.engine.after_step import AfterStep
 from elastic.errors import TrainerError
-from elastic.worker.plain import counting
+from elastic.worker.plain import carried
 from elastic.worker.plain.best import Best
 from elastic.worker.plain.loop import Loop, Place
 from elastic.worker.plain.passes import Passes
@@ -47,8 +47,9 @@ class Loader:
         return self._bodies(number)
 
     def _bodies(self, number: int) -> Iterator[Any]:
-        if not self.loop.built and self.loop.warns and (warning := counting.told(sys._getframe(1))) is not None:
-            _log.warning(warning)
+        if not self.loop.built and self.loop.warns:
+            for warning in carried.told(sys._getframe(1)):
+                _log.warning(warning)
         if self.loop.built and isinstance(sys.exc_info()[1], StopIteration):
             # As in `except StopIteration: batch = next(iter(loader))`: whoever counts no passes gets one that is not over.
             number = self._passes.current(number, self.loop.taken)
