@@ -41,6 +41,7 @@ for i, (x, y) in enumerate(tqdm(loader)):
         ("if loss > 9: seen += 1", ["seen"]),
         ("if best > loss: best = loss", ["best"]),
         ("if (n := n + 1) > 9: pass", ["n"]),
+        ("if (n := f(x)) > 9 and n < 12: print(n)", []),
         ("for part in parts: n = 0; n += part", []),
         ("for part in parts: total += part", ["total"]),
         ("parts = [part for part in x]; part = 1; print(part)", []),

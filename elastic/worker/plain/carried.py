@@ -131,13 +131,18 @@ class _Flow:
     def _read(self, part: ast.AST | None) -> None:
         if part is None:
             return
+        for named in _of(part, ast.NamedExpr):
+            if named is not part:
+                self._read(named)
+        if isinstance(part, ast.NamedExpr):
+            self._read(part.value)
+            self.assign(part.target)
+            return
         own = {name.id for made in _of(part, ast.comprehension) for name in _of(made.target, ast.Name)}
         own |= {argument.arg for function in _of(part, ast.Lambda) for argument in _of(function.args, ast.arg)}
         for name in _of(part, ast.Name):
             if isinstance(name.ctx, ast.Load) and name.id not in self.known | own:
                 self.exposed.add(name.id)
-        for named in _of(part, ast.NamedExpr):
-            self.assign(named.target)
 
     def _run(self, statement: ast.stmt) -> None:
         if isinstance(statement, ast.AugAssign):
