@@ -9,15 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import elastic
+from elastic.worker.plain.best import Best
+from elastic.worker.plain.loader import Loader
 
-_FOR_USERS = {"Job": ("leader", "prepare", "clip_grad_norm_", "weighted")}
+_OF_THE_LOADER = (
+    "average batch_size dataset digest epochs after_step keep_best log register_for_checkpointing report save state_dict statistics"
+)
+_FOR_USERS = {
+    "Job": ("leader", "prepare", "clip_grad_norm_", "weighted"),
+    "Loader": tuple(_OF_THE_LOADER.split()),
+    "Best": ("update", "load"),
+}
 """Classes that users are given, and do not make: the members that they may use, besides plain attributes."""
+_GIVEN = (Loader, Best)
+"""Of these, those that `elastic` does not export."""
 PINNED = Path(__file__).with_name("public_api.txt")
 
 
 def described() -> str:
     """Every name of `elastic`, with parameters of functions and methods, fields of dataclasses, and exit codes of errors."""
     lines = [line for name in sorted(elastic.__all__) for line in _lines(name, getattr(elastic, name))]
+    lines += [line for value in _GIVEN for line in _lines(value.__name__, value)]
     return "\n".join([*lines, *_errors()]) + "\n"
 
 
