@@ -6,6 +6,7 @@ import typer
 
 import elastic
 from elastic.cli.commands import Entry, LazyGroup
+from elastic.observe.encodings import replace_unencodable
 
 _SAYS = "Elastic training: the same steps, bit for bit, with any workers."
 
@@ -89,6 +90,7 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    replace_unencodable()
     app()
 
 
