@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,7 @@ from elastic.observe import jobs
 from elastic.observe.journal import LinesReader
 from elastic.observe.page import page
 from tests.observe.test_journal import step
+from tests.observe.test_page import live, worker
 from tests.observe.test_trace import checked
 from tests.process import seen_job
 
@@ -126,6 +127,39 @@ def test_a_job_that_is_not_there_is_one_line():
     done = CliRunner().invoke(app, ["events", "nowhere"])
     assert done.exit_code == 1
     assert "'nowhere' is no run directory, and no job of that name runs" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("top", "--once"), ("events",), ("logs",), ("report",)], ids=lambda words: words[0])
+def test_of_several_jobs_of_one_name_none_is_shown_silently(words, leftovers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = [RunDirectory(leftovers.directory / f"elastic-{letter}") for letter in "bca"]
+
+    def look() -> Any:
+        return CliRunner().invoke(app, [words[0], "mine", *words[1:]])
+
+    with ExitStack() as all_run, ExitStack() as first_runs:
+        for at, directory in enumerate(places):
+            (first_runs if at == 0 else all_run).enter_context(directory.prepared())
+            directory.write_live({**live(worker(0)), "job": "mine"})
+            directory.events.write_text(json.dumps({"at": 86400.0 * (at + 1), "kind": "begun", "job": "mine", "pid": 1}) + "\n")
+        done = look()
+        assert done.exit_code == 1
+        first, *listed = done.stderr.splitlines()
+        assert first == "error: 3 jobs of the name 'mine' run on this host: give the run directory of one instead"
+        assert [line.split()[:2] for line in listed] == [[str(each.path), "(began"] for each in reversed(places)], "the newest first"
+        all_run.close()
+        only = look()
+        assert (only.exit_code, only.stderr) == (0, "")
+        assert jobs.find("mine").path == places[0].path
+    for directory in places:
+        directory.clear()
+    newest = look()
+    assert newest.exit_code == 0
+    assert newest.stderr.startswith(f"3 jobs of the name 'mine' have ended: this is the newest, {places[2].path} (began 1970-01-0")
+    assert newest.stderr.count("\n") == 1
+    assert jobs.find("mine").path == places[2].path
+    for directory in places:
+        directory.remove()
 
 
 def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
