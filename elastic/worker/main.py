@@ -39,6 +39,7 @@ from elastic.script import sources, target
 from elastic.worker import devices
 from elastic.worker import job as jobs
 from elastic.worker.after_return import check_value, is_value, tell_of_lasting_threads
+from elastic.worker.called_at import called_at, defined_at
 from elastic.worker.job import Job, WorkerSpec
 from elastic.worker.refusals import advice
 
@@ -127,7 +128,7 @@ def _train(job: Job, kind: str, slot: int) -> tuple[Any, bool]:
     job.device = devices.begin(kind, slot, job.settings.workers_per_device)
     value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
     if job.leader:
-        check_value(value)
+        check_value(value, f"train_fn{defined_at(train_fn)}")
     valued = job.leader or (job.stands_in and is_value(value))
     return (value, True) if valued else (None, False)
 
@@ -146,7 +147,7 @@ def _failure(job: Job, error: BaseException) -> Message:
         message = f"train_fn called sys.exit({_text(error.code, repr)}), which ends the job as a failure, without saving its last step"
     tb = _user_part(error.__traceback__)
     if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError | MismatchError):
-        message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
+        message, tb = message + called_at(tb), None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     if text and (more := _text(error, advice)):
         text = f"{text.rstrip()}\n\n{message}. {more}" if isinstance(error, SystemExit) else f"{text.rstrip()}\n\n{more}"
