@@ -27,6 +27,7 @@ from elastic.checkpoint.convert.verify import size_of, verify
 from elastic.checkpoint.objects import place
 from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError, ElasticError
+from elastic.observe.encodings import replace_unencodable
 
 app = typer.Typer(
     help="Inspect, compare and convert checkpoints of any format, and clean up.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -206,6 +207,7 @@ def gc_command(
 
 def main(arguments: list[str] | None = None, prog_name: str = "checkpoint") -> None:
     """Runs the command. An error is printed as one line, with exit status 2."""
+    replace_unencodable()
     try:
         app(arguments, prog_name=prog_name)
     except ElasticError as error:

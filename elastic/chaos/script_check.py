@@ -34,7 +34,14 @@ def _examined(script: str, args: str) -> None:
     command = [sys.executable, "-m", __name__, script, args]
     try:
         ended = subprocess.run(
-            command, check=False, capture_output=True, stdin=subprocess.DEVNULL, env=environment(), timeout=_LIMIT_S, text=True
+            command,
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env=environment(),
+            timeout=_LIMIT_S,
+            text=True,
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         raise TrainFunctionError(_said(script, f"its import does not end within {_LIMIT_S:g} s")) from None

@@ -32,7 +32,9 @@ class Asker:
         }
         self._lock = threading.Lock()
         command, pipe = module_command("elastic.agent.asking"), subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=agent_environment())
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", env=agent_environment()
+        )
 
     def __enter__(self) -> Asker:
         return self

@@ -55,7 +55,7 @@ def run(schedule: Schedule, options: Options) -> int:
     if options.html is not None:
         from elastic.chaos.html import page  # needs more than a run does
 
-        options.html.write_text(page(data, None if options.json_file is None else str(options.json_file)))
+        options.html.write_text(page(data, None if options.json_file is None else str(options.json_file)), encoding="utf-8")
     _print(record, data)
     return CODES[record.verdict]
 

@@ -46,7 +46,7 @@ def shrink(path: Path, out: Path, tries: int, options: Options) -> int:
     if options.html is not None:
         from elastic.chaos.html import page  # needs more than a run does
 
-        options.html.write_text(page(data, str(path)))
+        options.html.write_text(page(data, str(path)), encoding="utf-8")
     print(f"{len(smallest.injections)} of {len(schedule.injections)} faults are enough: {_again(out, options)}")
     return 0
 

@@ -90,7 +90,9 @@ def _asked(
         "workers": workers,
     }
     command = module_command("elastic.agent.examining")
-    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, env=agent_environment(), check=False)
+    done = subprocess.run(
+        command, input=json.dumps(question), capture_output=True, text=True, errors="replace", env=agent_environment(), check=False
+    )
     if done.returncode:
         raise ElasticError(f"the examination of etcd failed; this is a bug:\n{done.stderr.strip()}")
     return json.loads(done.stdout)

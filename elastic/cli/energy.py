@@ -50,7 +50,7 @@ def draw(path: Path, title: str, frontier: list[dict[str, Any]], marked: dict[st
             "there is no frontier to draw: no stage has a model of time and power (dvfs= measures the clocks that it needs)"
         )
     try:
-        path.write_text(frontier_picture.svg(title, [(each["step_s"], each["joules"]) for each in frontier], marked))
+        path.write_text(frontier_picture.svg(title, [(each["step_s"], each["joules"]) for each in frontier], marked), encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import sys
-
 import typer
 
 import elastic
 from elastic.cli.commands import Entry, LazyGroup
+from elastic.observe.encodings import replace_unencodable
 
 _SAYS = "Elastic training: the same steps, bit for bit, with any workers."
 
@@ -92,9 +90,7 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal's encoding may lack "…" and lines of tables
+    replace_unencodable()
     app()
 
 

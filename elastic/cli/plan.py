@@ -235,7 +235,7 @@ def _draw(deployed: Any, path: Path) -> float:
     line, shown = picture.timeline(deployed.division, deployed.rules)
     which = "" if shown == deployed.division.replicas else f", the first of {deployed.division.replicas} equal pipelines"
     try:
-        path.write_text(gantt.svg(line, f"{deployed.division.summary(deployed.rules.pools)}{which}"))
+        path.write_text(gantt.svg(line, f"{deployed.division.summary(deployed.rules.pools)}{which}"), encoding="utf-8")
     except OSError as error:
         raise PlanError(f"{path} cannot be written: {error.strerror}") from error
     return line.end_s

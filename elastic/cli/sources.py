@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,13 +113,18 @@ class AskedSource:
             return nothing
 
 
+def here(job: str) -> RunDirectory:
+    """Finds the run directory of a job on this host; says on stderr if it is the newest of several. Raises SettingsError."""
+    return jobs.find(job, lambda sentence: print(sentence, file=sys.stderr, flush=True))
+
+
 @contextmanager
 def source(
     job: str, etcd: str | None, secret_file: Path | None, files: tuple[Path | None, ...], tls: tuple[Path | None, ...]
 ) -> Generator[Source]:
     """Finds a job. Raises SettingsError."""
     if etcd is None:
-        yield HereSource(jobs.find(job))
+        yield HereSource(here(job))
         return
     if secret_file is None:
         raise SettingsError("--etcd is for a job of several hosts: give its --secret-file too")

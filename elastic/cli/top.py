@@ -12,10 +12,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from elastic.cli.looking import AsJson, exits
-from elastic.cli.sources import Certificate, Etcd, Job, Secret, Source, source
+from elastic.cli.sources import Certificate, Etcd, Job, Secret, Source, here, source
 from elastic.cli.web import line_of, serve
 from elastic.errors import SettingsError
-from elastic.observe import jobs, top
+from elastic.observe import top
 
 _KEPT = 5
 
@@ -91,7 +91,7 @@ def report(
         from elastic.observe.page import write
 
         try:
-            write(jobs.find(job), output)
+            write(here(job), output)
         except OSError as error:
             print(f"error: {output} cannot be written: {error.strerror or error}")
             raise typer.Exit(1) from None

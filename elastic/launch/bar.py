@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from elastic.observe.console import CLEARS_LINE
+from elastic.observe.encodings import encodable
 from elastic.observe.step_log import Step
 
 _EVERY_S = 0.25
@@ -51,7 +52,7 @@ class Bar:
         self._drawn_at = now
         with self._console.capture() as captured:
             self._console.print(self.line(now), end="")
-        self._console.file.write(CLEARS_LINE + captured.get().rstrip("\n"))
+        self._console.file.write(CLEARS_LINE + encodable(captured.get().rstrip("\n"), self._console.file))
         self._console.file.flush()
 
     def line(self, now: float) -> Table:

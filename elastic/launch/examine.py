@@ -66,7 +66,7 @@ def computed(threads: int, isa: str) -> tuple[Finding, dict[str, Any]]:
     environment = {**own_environment(), **worker_environment(threads, isa)}
     command = module_command("elastic.worker.node_check", str(threads))
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_TORCH_S)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=_TORCH_S)
     except subprocess.TimeoutExpired:
         return Finding(
             what="torch", level=ERROR, found=f"it was not imported within {_TORCH_S:g} s", advice="look at disk and processors"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+from elastic.observe.encodings import encodable
+
 CLEARS_LINE = "\r\x1b[2K"
 """Goes to the beginning of a terminal's line, and empties it."""
 
@@ -57,8 +59,12 @@ class Console:
     def _write(self, sentence: str) -> None:
         stream = self._stream or sys.stderr
         if stream is not None:  # None: it was closed before this process began
+            text = f"{self.lead}elastic: {sentence}"
             with suppress(OSError, ValueError):  # its reader is gone, the disk is full, or it was closed
-                print(f"{self.lead}elastic: {sentence}", file=stream, flush=True)
+                try:
+                    print(text, file=stream, flush=True)
+                except UnicodeEncodeError:
+                    print(encodable(text, stream), file=stream, flush=True)
 
 
 own = Console()

@@ -31,7 +31,7 @@ Line = Mapping[str, Any]
 
 def write(directory: RunDirectory, path: Path, job: str = "") -> None:
     """Writes the page. Raises SettingsError if the directory has nothing to report, OSError if the page cannot be written."""
-    path.write_text(page(directory, job))
+    path.write_text(page(directory, job), encoding="utf-8")
 
 
 def page(directory: RunDirectory, job: str = "") -> str:

@@ -20,7 +20,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-_NOT_THE_USERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/")
+_OURS = f"{Path(__file__).parents[1]}/"
+_STANDARD = f"{sysconfig.get_path('stdlib')}/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +114,17 @@ def file_digest(path: str) -> str | None:
 def own_file(module: ModuleType | None) -> str | None:
     """Returns the file of a user's module; None if the module is installed, Python's or this package's."""
     path = getattr(module, "__file__", None)
-    return path if isinstance(path, str) and is_users(path) else None
+    return path if isinstance(path, str) and not path.endswith((".so", ".pyc")) and is_own(path) else None
 
 
-def is_users(path: str) -> bool:
-    """Whether this is the file of a module of the user's: neither installed nor Python's nor this package's."""
-    if path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
-        return False
-    return "/" in path and not path.startswith(_NOT_THE_USERS)
+def is_own(path: str) -> bool:
+    """Whether a source file is the user's: not installed, Python's, this package's, or made up, as `<string>` is."""
+    return "/" in path and not any(part in path for part in _INSTALLED) and not path.startswith((_OURS, _STANDARD))
+
+
+def is_ours(path: str) -> bool:
+    """Whether a source file is one of this package."""
+    return path.startswith(_OURS)
 
 
 def _find_frozen() -> None:

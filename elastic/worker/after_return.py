@@ -18,19 +18,19 @@ class NoStepLeft(BaseException):
     """Leaves a train function that begins loops again and again after the job has stopped."""
 
 
-def check_value(value: Any) -> None:
-    """Raises TrainFunctionError if `value` would not reach the launcher unchanged."""
+def check_value(value: Any, train_fn: str = "train_fn") -> None:
+    """Raises TrainFunctionError if `value`, which `train_fn` has returned, would not reach the launcher unchanged."""
     try:
         json.dumps(value)
         key = _other_key(value)
     except (TypeError, ValueError) as error:
         raise TrainFunctionError(
-            f"train_fn returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
+            f"{train_fn} returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
             "return numbers, strings, lists and dicts, or nothing"
         ) from error
     if key:
         raise TrainFunctionError(
-            f"train_fn returned a dict with the key {key[0]!r}, which JSON would turn into a string on the way to the launcher: use "
+            f"{train_fn} returned a dict with the key {key[0]!r}, which JSON would turn into a string on the way to the launcher: use "
             "strings as keys, or a list of pairs"
         )
 

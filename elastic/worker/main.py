@@ -39,6 +39,7 @@ from elastic.script import sources, target
 from elastic.worker import devices
 from elastic.worker import job as jobs
 from elastic.worker.after_return import NoStepLeft, check_value, is_value, tell_of_lasting_threads
+from elastic.worker.called_at import called_at, defined_at
 from elastic.worker.job import Job, WorkerSpec
 from elastic.worker.refusals import advice
 
@@ -132,7 +133,7 @@ def _train(job: Job, kind: str, slot: int) -> tuple[Any, bool]:
             raise
         value = None
     if job.leader:
-        check_value(value)
+        check_value(value, f"train_fn{defined_at(train_fn)}")
     valued = job.leader or (job.stands_in and is_value(value))
     return (value, True) if valued else (None, False)
 
@@ -151,7 +152,7 @@ def _failure(job: Job, error: BaseException) -> Message:
         message = f"train_fn called sys.exit({_text(error.code, repr)}), which ends the job as a failure, without saving its last step"
     tb = _user_part(error.__traceback__)
     if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError | MismatchError):
-        message, tb = f"{message}{_called_at(tb)}", None
+        message, tb = message + called_at(tb), None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     if text and (more := _text(error, advice)):
         text = f"{text.rstrip()}\n\n{message}. {more}" if isinstance(error, SystemExit) else f"{text.rstrip()}\n\n{more}"
@@ -180,13 +181,6 @@ def _user_part(tb: TracebackType | None) -> TracebackType | None:
     while rest is not None and _is_plumbing(rest.tb_frame.f_code.co_filename):
         rest = rest.tb_next
     return rest
-
-
-def _called_at(tb: TracebackType) -> str:
-    """Says which line of the user's code has called what raised; nothing if none has."""
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(tb)]
-    users = [f"{filename}:{line}" for filename, line in frames if sources.is_users(filename)]
-    return f" (called at {users[-1]})" if users else ""
 
 
 def _is_plumbing(filename: str) -> bool:

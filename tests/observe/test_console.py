@@ -26,6 +26,14 @@ def test_sentences_come_in_order() -> None:
     assert stream.getvalue() == "elastic: sentence 0\nelastic: sentence 1\nelastic: sentence 2\n"
 
 
+def test_characters_that_the_stream_cannot_show_are_replaced() -> None:
+    raw = io.BytesIO()
+    console = Console(io.TextIOWrapper(raw, encoding="ascii"))
+    console.say("caf\u00e9 \u2026")
+    console.drain()
+    assert raw.getvalue() == b"elastic: caf? ?\n"
+
+
 def test_a_pipe_whose_reader_left_and_a_closed_stream() -> None:
     reader, writer = os.pipe()
     os.close(reader)

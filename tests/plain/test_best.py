@@ -132,10 +132,10 @@ def refused(job: Job, kind: str, folder: str) -> None:
         ("no directory", r"keep_best\(\) has no directory to keep the best model in: give job.prepare checkpoint="),
         ("mode", r"keep_best\(mode='larger'\): use 'min'"),
         ("in a step", r"best.update\(\) is called in the middle of a step"),
-        ("in the loop", r"best.load\(\) is called inside of the loop"),
+        ("in the loop", r"a loop over the loader begins, or goes on, after best.load\(\)"),
         ("text", r"best.update\(\) got a str: give a number"),
         ("nothing", r"best.load\(\) has nothing to load: call best.update"),
-        ("trained on", r"a loop over the loader begins after best.load\(\)"),
+        ("trained on", r"a loop over the loader begins, or goes on, after best.load\(\)"),
     ],
 )
 def test_what_is_refused(kind: str, said: str, tmp_path: Path) -> None:

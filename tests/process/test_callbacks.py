@@ -216,6 +216,16 @@ def test_the_bar_is_one_line_that_is_drawn_over_four_times_a_second_at_most(monk
     assert not any("\n" in line for line in drawn[:2])
 
 
+def test_a_bar_whose_characters_the_stream_cannot_show_fits_into_its_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    raw = io.BytesIO()
+    bar = Bar(io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace"), lambda: 0.0)
+    bar.seen(steps(0, of=4))
+    line = raw.getvalue().split(b"\r\x1b[2K")[1]
+    assert b"?" in line
+    assert len(line) <= 40
+
+
 def test_there_is_no_bar_where_there_is_no_terminal(monkeypatch):
     assert not on_terminal(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,16 +13,46 @@ from typing import Any
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import elastic
 from elastic.cli.main import app
+from elastic.host.rundir import RunDirectory
+from tests.observe.test_page import live, worker
 
 pytestmark = pytest.mark.usefixtures("leftovers")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "elastic.cli.main", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:surrogateescape"])
+@pytest.mark.parametrize("words", [("top", "--once"), ("events",), ("logs",), ("report", "-o", "\u2026.html")], ids=lambda words: words[0])
+def test_characters_that_the_output_cannot_show_are_replaced(tmp_path: Path, words: tuple[str, ...], encoding: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_live({**live(worker(0, host="h" * 200)), "job": "caf\u00e9 \u2026"})
+    run.events.write_text(json.dumps({"at": 1.0, "kind": "said", "text": "it costs \u20ac 3 " + "x" * 200}) + "\n")
+    run.output.mkdir()
+    (run.output / "0.0").write_text("1.0\to\tit costs \u20ac 3\n", encoding="utf-8")
+    name, *options = words
+    arguments = [sys.executable, "-m", "elastic.cli.main", name, str(run.path), *options]
+    encodes = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"}
+    done = subprocess.run(arguments, capture_output=True, cwd=tmp_path, env=encodes, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_name_the_output_cannot_show(tmp_path: Path) -> None:
+    file = tmp_path / "\u20ac.safetensors"
+    save_file({"weight": torch.zeros(2)}, file)
+    arguments = [sys.executable, "-m", "elastic.checkpoint", "verify", str(file)]
+    done = subprocess.run(arguments, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?.safetensors: hf: " in done.stdout
 
 
 def test_version() -> None:

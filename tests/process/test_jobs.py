@@ -112,7 +112,7 @@ def test_an_exception_that_train_fn_swallows_ends_the_job_all_the_same() -> None
 
 @pytest.mark.long
 def test_a_value_that_cannot_travel_is_refused() -> None:
-    with pytest.raises(TrainFunctionError, match="returned a socket that cannot be sent to the launcher"):
+    with pytest.raises(TrainFunctionError, match=r"train_fn \(.*functions.py:\d+\) returned a socket that cannot be sent to the launcher"):
         elastic.run(functions.returns_a_socket, workers=1)
 
 

@@ -11,10 +11,9 @@ from torch import nn
 from torch.distributed import HashStore
 
 import elastic
-from elastic.errors import TrainerError, TrainFunctionError
+from elastic.errors import TrainerError
 from elastic.worker import job as jobs
 from elastic.worker import main
-from elastic.worker.after_return import check_value
 from elastic.worker.refusals import check_model
 
 
@@ -108,29 +107,3 @@ def test_a_model_of_fsdp_is_refused() -> None:
         torch.distributed.destroy_process_group()
     with pytest.raises(TrainerError, match="wrapped in FSDPModule"):
         check_model(model)
-
-
-def refused(call: Any, *, within: int = 0) -> str:
-    """Returns the message, without the outermost frames."""
-    try:
-        call()
-    except TrainFunctionError as error:
-        for _ in range(within):
-            error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
-        return main._failure(SimpleNamespace(epoch=1, step=2), error)["message"]  # type: ignore[arg-type]
-    raise AssertionError("it raises nothing")
-
-
-def test_a_refusal_names_the_innermost_line_of_the_users_code():
-    def inner() -> None:
-        check_value({1: 2})
-
-    def outer() -> None:
-        inner()
-
-    assert refused(outer).endswith(f" (called at {__file__}:{inner.__code__.co_firstlineno + 1})")
-
-
-def test_a_value_that_cannot_be_sent_names_no_line():
-    """No code of the user's runs then."""
-    assert "called at" not in refused(lambda: check_value({1: 2}), within=2)

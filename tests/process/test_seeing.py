@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +19,13 @@ import elastic
 from elastic.agent import record as recording
 from elastic.agent.record import JobRecord
 from elastic.cli.main import app
-from elastic.errors import SettingsError
 from elastic.host.channel import Channel
 from elastic.host.rundir import RunDirectory
 from elastic.observe import jobs
 from elastic.observe.journal import LinesReader
 from elastic.observe.page import page
 from tests.observe.test_journal import step
+from tests.observe.test_page import live, worker
 from tests.observe.test_trace import checked
 from tests.process import seen_job
 
@@ -132,6 +132,39 @@ def test_a_job_that_is_not_there_is_one_line():
     assert "'nowhere' is no run directory, and no job of that name runs" in done.stderr
 
 
+@pytest.mark.parametrize("words", [("top", "--once"), ("events",), ("logs",), ("report",)], ids=lambda words: words[0])
+def test_of_several_jobs_of_one_name_none_is_shown_silently(words, leftovers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = [RunDirectory(leftovers.directory / f"elastic-{letter}") for letter in "bca"]
+
+    def look() -> Any:
+        return CliRunner().invoke(app, [words[0], "mine", *words[1:]])
+
+    with ExitStack() as all_run, ExitStack() as first_runs:
+        for at, directory in enumerate(places):
+            (first_runs if at == 0 else all_run).enter_context(directory.prepared())
+            directory.write_live({**live(worker(0)), "job": "mine"})
+            directory.events.write_text(json.dumps({"at": 86400.0 * (at + 1), "kind": "begun", "job": "mine", "pid": 1}) + "\n")
+        done = look()
+        assert done.exit_code == 1
+        first, *listed = done.stderr.splitlines()
+        assert first == "error: 3 jobs of the name 'mine' run on this host: give the run directory of one instead"
+        assert [line.split()[:2] for line in listed] == [[str(each.path), "(began"] for each in reversed(places)], "the newest first"
+        all_run.close()
+        only = look()
+        assert (only.exit_code, only.stderr) == (0, "")
+        assert jobs.find("mine").path == places[0].path
+    for directory in places:
+        directory.clear()
+    newest = look()
+    assert newest.exit_code == 0
+    assert newest.stderr.startswith(f"3 jobs of the name 'mine' have ended: this is the newest, {places[2].path} (began 1970-01-0")
+    assert newest.stderr.count("\n") == 1
+    assert jobs.find("mine").path == places[2].path
+    for directory in places:
+        directory.remove()
+
+
 def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
     directory = RunDirectory(leftovers.directory / "elastic-abc")
     with directory.prepared():
@@ -140,26 +173,6 @@ def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
         assert directory.running
     assert not directory.running
     directory.remove()
-
-
-def test_of_several_jobs_with_one_name_the_one_that_runs_is_shown(leftovers):
-    first, second = (RunDirectory(leftovers.directory / f"elastic-{name}") for name in ("abc", "def"))
-    with first.prepared(), second.prepared():
-        for directory, step in ((first, None), (second, 7)):
-            directory.write_live({"job": "mine", "pid": 5, "step": step})
-        listed = r"elastic-abc \(process 5, no step yet\), .*elastic-def \(process 5, step 7\)$"
-        with pytest.raises(SettingsError, match=f"2 jobs with the name 'mine' run on this host: give the run directory of one .*{listed}"):
-            jobs.find("mine")
-    with first.prepared():
-        first.write_live({"job": "mine"})
-        os.utime(first.live, (1, 1))
-        assert jobs.find("mine").path == first.path
-    for older, newer in ((first, second), (second, first)):
-        os.utime(older.live, (1, 1))
-        os.utime(newer.live, (2, 2))
-        assert jobs.find("mine").path == newer.path
-    first.remove()
-    second.remove()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from elastic.errors import TrainerError
-from elastic.worker.plain.loop import Loop, Place
+from elastic.worker.plain.loop import Loop
 
 _MODES = ("min", "max")
 
@@ -49,12 +49,10 @@ class Best:
         Nothing can be trained or saved then: the job's own state stays that after the last step.
 
         Raises:
-            TrainerError: inside of a loop; or `update` was never called with a number.
+            TrainerError: in the middle of a step; or `update` was never called with a number.
             CheckpointError: the checkpoint is gone, or cannot be read here.
         """
         trainer = self._loop.trainer("best.load()")
-        if self._loop.place is not Place.OUTSIDE:
-            raise TrainerError("best.load() is called inside of the loop, whose next step would begin from these weights: call it after it")
         if self.step is None:
             raise TrainerError("best.load() has nothing to load: call best.update(value) before, at least once, on every worker")
         trainer.save()  # what a loop that was left early has trained

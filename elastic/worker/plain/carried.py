@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from elastic.script.sources import is_users
+from elastic.script.sources import is_own
 
 _ONCE_A_STEP = {"report", "sync_gradients"}
 """What an `if` asks whose code runs once a step, of the loader or of an Accelerator."""
@@ -31,7 +31,7 @@ def told(frame: FrameType | None) -> list[str]:
     """Returns warnings about the loop that asks for its next batch in the nearest frame of the user's code, and those around it."""
     frames = []
     while frame is not None:
-        if is_users(frame.f_code.co_filename):
+        if is_own(frame.f_code.co_filename):
             frames.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     if not frames:

@@ -327,6 +327,8 @@ class Loop:
     def _close(self) -> Iteration:
         now = self._now
         assert now is not None  # a body has run
+        if self._trainer is not None:
+            self._trainer.check_shown()
         now.check_end()
         self._now = None
         self._dark.close()

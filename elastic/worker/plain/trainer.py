@@ -57,13 +57,17 @@ class PlainTrainer(Trainer):
 
     def begin_pass(self) -> None:
         """Notes that a pass over the data begins. Raises TrainerError if the model has the parameters of another step."""
-        if self._shows:
-            raise TrainerError(
-                "a loop over the loader begins after best.load(): the job's own parameters are those of its last step, so nothing can be "
-                "trained from the best ones. Load them after the last loop, or give their checkpoint to a job of its own"
-            )
+        self.check_shown()
         if self._runtime.likeness is not None:
             self._runtime.likeness.begin(self.step // self._updates)
+
+    def check_shown(self) -> None:
+        """Raises TrainerError if the model has been given the parameters of a checkpoint."""
+        if self._shows:
+            raise TrainerError(
+                "a loop over the loader begins, or goes on, after best.load(): the job's own parameters are those of its last step, so "
+                "nothing can be trained from the best ones. Load them after the last loop, or give their checkpoint to a job of its own"
+            )
 
     @property
     def handed_out(self) -> int:
