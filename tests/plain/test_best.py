@@ -104,6 +104,28 @@ def test_a_job_that_continues_knows_the_best_model_of_its_first_part(tmp_path: P
     assert all({**result, "seen": {}} == {**calm, "seen": {}} for result in again.values())
 
 
+def by_next(job: Job, folder: str) -> dict[str, Any]:
+    net = loops.model()
+    net, optimizer, loader = job.prepare(net, loops.adamw(net), loops.batch, steps=9, checkpoint=folder, **loops.SIZES)
+    best, seen, batches = loader.keep_best(), "", iter(loader)
+    while loader.report is None or loader.report.step < 4:
+        x, y = next(batches)
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loader.report is not None and best.update(abs(loader.report.step - 1)):
+            seen = digest_of(net)
+    best.load()
+    return {"best": best.step, "alike": digest_of(net) == seen, "digest": loader.digest()}
+
+
+@pytest.mark.long
+def test_a_loop_by_next_that_is_not_closed_is_over_when_the_best_model_is_loaded(tmp_path: Path) -> None:
+    one, two = (forks.run(workers, train=partial(by_next, folder=str(tmp_path / str(workers)))).results for workers in (1, 2))
+    assert one[0] == two[0] == two[1]
+    assert (one[0]["best"], one[0]["alike"], saved(tmp_path / "1")) == (2, True, ["step-00000001", "step-00000002", "step-00000005"])
+
+
 def refused(job: Job, kind: str, folder: str) -> None:
     net = loops.model()
     where = {} if kind == "no directory" else {"checkpoint": folder}
