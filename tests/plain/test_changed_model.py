@@ -121,7 +121,9 @@ def changes(job: Job, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["all", "leader", "own number"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("all", marks=pytest.mark.long), pytest.param("leader", marks=pytest.mark.long), "own number"]
+)
 def test_a_job_ends_with_an_error_if_its_workers_return_with_different_models(kind: str) -> None:
     if kind == "own number":
         with pytest.raises(MismatchError, match="worker 0 gave it other values than worker 1"):
