@@ -36,6 +36,7 @@ class Loader:
         self.loop = loop
         self._passes = passes
         self._next = 0  # the number of the pass that the next loop makes
+        self._told: set[tuple[str, str, int]] = set()  # of variables that loops carry
         self._counts = 0  # calls of `epochs` that have begun
         self._before: list[Callable[[PlainTrainer], Any]] = []
         self.optimizers: list[Any] = []
@@ -47,8 +48,8 @@ class Loader:
         return self._bodies(number)
 
     def _bodies(self, number: int) -> Iterator[Any]:
-        if not self.loop.built and self.loop.warns:
-            for warning in carried.told(sys._getframe(1)):
+        if self.loop.warns:
+            for warning in carried.told(sys._getframe(1), self._told):
                 _log.warning(warning)
         if self.loop.built and isinstance(sys.exc_info()[1], StopIteration):
             # As in `except StopIteration: batch = next(iter(loader))`: whoever counts no passes gets one that is not over.
