@@ -226,6 +226,16 @@ class Checkpoints:
         if self._policies:
             self._policies.append(KeepChosen(chosen))
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of `step` steps that can be read."""
+        try:
+            source = newest(self._store, only=lambda source: source.manifest.step == step)
+        except (CheckpointError, OSError):
+            return False
+        if source is not None:
+            source.close()
+        return source is not None
+
     def saved(self, step: int) -> dict[str, torch.Tensor]:
         """Returns the parameters and buffers of the checkpoint of `step` steps, by the model's names, in host memory.
 
@@ -234,7 +244,10 @@ class Checkpoints:
         """
         source = newest(self._store, only=lambda source: source.manifest.step == step)
         if source is None:
-            raise CheckpointError(f"{self._store.where('')}: there is no checkpoint of {step} steps that can be read")
+            raise CheckpointError(
+                f"{self._store.where('')}: there is no checkpoint of {step} steps that can be read: it was removed or damaged, or its save "
+                "has failed. The job's own state, as it is after the last step, is another checkpoint"
+            )
         with closing(source):
             self._naming.inward(source)
             specs = {name: states[PARAM] for name, states in source.contents.tensors.items() if PARAM in states}

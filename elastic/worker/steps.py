@@ -138,6 +138,10 @@ class Steps:
         elif runtime.begins:
             raise TrainerError("save() is called before the first step of this job: call it in a loop body, or after a loop")
 
+    def is_not_saved(self) -> None:
+        """Notes that the last save has failed: what the body changes later is in no checkpoint."""
+        self._saved_with = ""
+
     def _save_now(self) -> None:
         step = self._history.step
         if self._checkpoints is not None and self._saved != step:

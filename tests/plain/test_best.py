@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from elastic.checkpoint import saver
 from elastic.errors import TrainerError
 from elastic.worker.job import Job
 from tests.plain import loops
@@ -102,6 +103,25 @@ def test_a_job_that_continues_knows_the_best_model_of_its_first_part(tmp_path: P
     assert saved(tmp_path / "stopped") == ["step-00000002", "step-00000005"]
     again = forks.run(3, train=partial(train, folder=stopped)).results
     assert all({**result, "seen": {}} == {**calm, "seen": {}} for result in again.values())
+
+
+@pytest.mark.parametrize(("lost", "best"), [({2, 6}, [4.0, 3]), ({1, 2, 3}, [3.0, 6])])
+def test_a_save_that_fails_leaves_the_best_model_before(
+    lost: set[int], best: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first three epochs end after one, two and three steps, the fifth after six."""
+    commit = saver.commit
+
+    def fails(store: Any, plan: Any, ticket: Any, *more: Any, **named: Any) -> Any:
+        if ticket.step in lost:
+            raise OSError(28, "No space left on device")
+        return commit(store, plan, ticket, *more, **named)
+
+    monkeypatch.setattr(saver, "commit", fails)
+    result = forks.run(2, train=partial(train, folder=str(tmp_path))).results[1]
+    assert result["best"] == best
+    assert result["weights"] == result["seen"][best[1]]
+    assert saved(tmp_path) == [f"step-0000000{best[1]}", "step-00000007"]
 
 
 def by_next(job: Job, folder: str) -> dict[str, Any]:

@@ -114,6 +114,17 @@ class PlainTrainer(Trainer):
         if self._checkpoints is not None:
             self._checkpoints.keep_too(chosen)
 
+    def is_saved(self, *, asked: bool) -> bool:
+        """Returns whether there is a checkpoint of the newest step, as the leader finds it; False if not `asked`. Every worker calls it."""
+
+        def found() -> bool:
+            return asked and self.leader and self._checkpoints is not None and self._checkpoints.has(self.step)
+
+        saved = any(each["saved"] for each in self._steps.together(lambda: self._engine.gather({"saved": found()})))
+        if not saved:
+            self._steps.is_not_saved()
+        return saved
+
     def show_saved(self, step: int) -> None:
         """Gives the model the parameters and buffers of the checkpoint of `step` steps, after the training, in memory of their own.
 
