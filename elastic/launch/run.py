@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
+from elastic.host.temporary import temporary
 from elastic.launch import limits, ranks
 from elastic.launch.callbacks import Audience
 from elastic.launch.seeing import Seeing
@@ -282,7 +282,7 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
     requests, restarts, trained = StopRequests(), list[float](), list[str]()
     seeing = seeing or Seeing(progress=False)
     with requests.caught():
-        own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
+        own = temporary() if settings.directory is None else RunDirectory(Path(settings.directory))
         with own.prepared() as lock:
             try:
                 with seeing.opened(settings.name, own) as audience:
