@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,9 @@ def top_command(
     with exits(), source(job, etcd, secret_file, files, tls) as found:
         if as_json:
             print(json.dumps(found.standing()))
-        elif once:
+        elif once or (web is None and not _redraws(Console())):
+            if not once:
+                print("elastic top: this output cannot be drawn anew, so the job is shown once", file=sys.stderr)
             console = Console(highlight=False)
             now = None if found.over else time.time()
             console.print(top.shown(found.standing(), _recent(found, []), now=now))
@@ -54,6 +57,10 @@ def top_command(
             serve(found, web, every, secret_file)
         else:
             _live(found, every)
+
+
+def _redraws(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def _live(found: Source, every: float) -> None:

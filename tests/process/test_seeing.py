@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
@@ -175,20 +172,15 @@ def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
     directory.remove()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_what_the_output_cannot_show_is_replaced(encoding, tmp_path):
+@pytest.mark.parametrize("terminal", [None, "dumb"])
+def test_an_output_that_cannot_be_drawn_anew_gets_one_picture(terminal, tmp_path, monkeypatch):
     directory = RunDirectory(tmp_path)
-    worker = {"worker": 0, "host": "h" * 60, "pid": 9, "spare": False, "state": "S", "phase": None, "step": 7, "micro_batch": None}
-    worker |= {"for_s": None, "place": "train_fn", "waits_for": None, "step_s": None, "memory": None}
-    live = {"version": 1, "at": 1.0, "job": "j", "pid": 5, "phase": "running", "epoch": 1, "step": 7, "of": 9, "loss": 1.0, "seconds": 0.1}
-    live |= dict.fromkeys(("samples_per_second", "tokens_per_second", "flops_per_second", "mfu"))
-    live |= {"layout": "[0-0]x1", "stages": [[0, 1, [0]]], "copies": "", "copies_kept": 1, "copies_wanted": 2, "coordinator": "here"}
-    live |= {"incidents": 0, "hosts": [], "workers": [worker], "links": []}
+    if terminal is not None:
+        monkeypatch.setenv("TERM", terminal)
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with directory.prepared():
-        directory.write_live(live)
-    command = [sys.executable, "-m", "elastic.cli.main", "top", str(tmp_path), "--once"]
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "60"}
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"?" in done.stdout
+        directory.write_live({**live(worker(0)), "job": "mine"})
+        done = CliRunner().invoke(app, ["top", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr == "elastic top: this output cannot be drawn anew, so the job is shown once\n"
+    assert "mine" in done.stdout
