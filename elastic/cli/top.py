@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from elastic.errors import SettingsError
 from elastic.observe import top
 
 _KEPT = 5
+_WIDTH = 160  # where no terminal says how wide it is
 
 
 def top_command(
@@ -50,7 +52,7 @@ def top_command(
         elif once or (web is None and not _redraws(Console())):
             if not once:
                 print("elastic top: this output cannot be drawn anew, so the job is shown once", file=sys.stderr)
-            console = Console(highlight=False)
+            console = Console(highlight=False, width=None if _redraws(Console()) or "COLUMNS" in os.environ else _WIDTH)
             now = None if found.over else time.time()
             console.print(top.shown(found.standing(), _recent(found, []), now=now))
         elif web is not None:

@@ -257,13 +257,30 @@ def test_a_gradient_may_be_dropped(job: Any) -> None:
 
 
 def test_a_loop_that_is_left_in_its_first_body_ends_the_job_when_train_fn_returns(job: Any) -> None:
-    _, _, loader = prepared(job)
-    for _ in loader:
+    model, _, loader = prepared(job)
+    for x, y in loader:
+        functional.cross_entropy(model(x), y).backward()
         break
     assert "the loop was left" in str(job.errors[0])
     with pytest.raises(TrainerError, match=r"loader.report is not None"):
         job.behind(None)
     with pytest.raises(TrainerError, match="the loop was left"):
+        next(iter(loader))
+
+
+def test_a_look_at_a_micro_batch_is_refused_where_it_was_taken(job: Any) -> None:
+    model, _, loader = prepared(job)
+
+    def look() -> None:
+        x, _ = next(iter(loader))
+        model(x)
+
+    look()
+    place = f"{re.escape(__file__)}:{look.__code__.co_firstlineno + 1}"
+    said = rf"taken from the loader, and no step made with it \(at {place}\), as next\(iter\(loader\)\) does.*before job.prepare"
+    with pytest.raises(TrainerError, match=said):
+        job.behind(None)
+    with pytest.raises(TrainerError, match=said):
         next(iter(loader))
 
 

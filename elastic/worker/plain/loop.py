@@ -7,11 +7,13 @@ step's last body parameters are updated, as in a plain loop; there, and only the
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
 from elastic.memory import device
 from elastic.observe.activity import TRAIN_FN
+from elastic.script.sources import is_own
 from elastic.worker.after_return import NoStepLeft
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
@@ -485,11 +488,17 @@ class Loop:
         if self.place is Place.COMMITTED:
             self._turns.leave()
         elif self._now is not None:
-            self._broken = TrainerError(
-                f"the loop was left in {self._now.where}, in the middle of the step, which others cannot take without this worker. Leave "
-                "it where loader.report is not None, after the same step on every worker: decide by a value that all have, such as "
-                "loader.report.loss"
-            )
+            if self._trainer is None and not self._now.part.losses:
+                self._broken = TrainerError(
+                    f"a micro-batch was taken from the loader, and no step made with it{_left_at(sys._getframe())}, as next(iter(loader)) "
+                    "does: all of them count in a step. To look at one, take it from your own DataLoader or dataset, before job.prepare"
+                )
+            else:
+                self._broken = TrainerError(
+                    f"the loop was left in {self._now.where}, in the middle of the step, which others cannot take without this worker"
+                    f"{_left_at(sys._getframe())}. Leave it where loader.report is not None, after the same step on every worker: decide "
+                    "by a value that all have, such as loader.report.loss"
+                )
             self._job.raised(self._broken)
 
     def _check(self) -> None:
@@ -500,6 +509,12 @@ class Loop:
         self._check()
         if self._trainer is not None and self._behind is not None:
             self._behind(value)
+
+
+def _left_at(frame: FrameType | None) -> str:
+    while frame is not None and not is_own(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "" if frame is None else f" (at {frame.f_code.co_filename}:{frame.f_lineno})"
 
 
 def _clips(norm: float | None) -> str:
