@@ -72,7 +72,7 @@ def test_run_prints_what_the_leader_returned(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("more", [[], ["--workers", "3", "--workers-per-device", "2"]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--workers", "3", "--workers-per-device", "2"], marks=pytest.mark.long)])
 def test_run_on_a_device_that_is_missing_says_what_to_do(tmp_path: Path, more: list[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text("def train(job):\n    return job.device\n")
