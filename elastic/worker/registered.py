@@ -42,21 +42,16 @@ class Registered:
         self._pending = False  # the states came from other workers or a checkpoint, and the next loop has not begun
         self._origin = ""
 
-    def add(self, objects: tuple[Any, ...], model: nn.Module, *, loads: bool = True) -> None:
-        """Registers objects, and `loads` their states if these are known. Raises TrainerError for one that cannot be stored."""
+    def add(self, objects: tuple[Any, ...], model: nn.Module) -> None:
+        """Registers objects. Raises TrainerError for one that cannot be stored."""
         for given in objects:
             _check(given, model)
             if any(given is known for known in self._objects):
                 raise TrainerError(f"a {_kind(given)} is given to register_for_checkpointing twice: register it once")
             self._objects.append(given)
         self.read()
-        if self._pending and loads:
-            self._load(len(self._objects) - len(objects))
-
-    def load(self) -> None:
-        """Loads states that came from elsewhere, if no loop has begun since; the next one loads them again."""
         if self._pending:
-            self._load(0)
+            self._load(len(self._objects) - len(objects))
 
     def begin(self, *, warns: bool) -> None:
         """Begins a loop: loads states into the objects if the body before it ran elsewhere."""
@@ -85,11 +80,6 @@ class Registered:
         """Notes the states at the end of the loop body of `step`."""
         self.step = step
         self.states = self.read() if self._objects else None
-
-    def note_between(self) -> None:
-        """Notes the states where a loop begins: code between two loops may have changed them."""
-        if not self._pending and self.step >= 0:
-            self.note(self.step)
 
     def read(self) -> ObjectStates | None:
         """Returns the present states; None if nothing is registered. Raises TrainerError for a state that cannot be stored."""

@@ -281,13 +281,6 @@ class WorkerRuntime:
         """Whether the loop body of the newest step is running, or the loop was left in it."""
         return self._amid
 
-    def begins_loop(self) -> None:
-        """Notes what code between two loops has changed, also for new workers if all die before the next step."""
-        if self._history.step >= 0:
-            self._history.note()
-            self._history.registered.note_between()
-            self._note_loop()
-
     def ended(self) -> None:
         """Notes the end of a loop: code behind it must not change what is trained before the next one."""
         self._history.entering()

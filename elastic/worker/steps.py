@@ -68,7 +68,6 @@ class Steps:
         runtime.handed_out()
         self._history.goes_on()
         self._keep_received()
-        runtime.begins_loop()
         while True:
             runtime.catch_up()
             if runtime.step > steps:  # this worker has joined in a later loop

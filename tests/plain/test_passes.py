@@ -19,7 +19,7 @@ from elastic.worker.plain.loop import Place
 from elastic.worker.plain.passes import Passes
 from elastic.worker.trainer import Trainer
 from tests.plain import loops
-from tests.plain.test_source import loader_of, no_trainer
+from tests.plain.test_source import loader_of
 from tests.recovery import forks
 from tests.recovery.forks import WorkerFailed, die, when
 
@@ -183,7 +183,7 @@ def test_a_dataset_of_another_length_is_refused(how: str, now: int) -> None:
 
 def test_a_worker_that_joins_leaves_out_what_was_counted_before() -> None:
     """It joins in the third epoch of the second count, when the first was left after one of nine epochs."""
-    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None, place=Place.OUTSIDE, built=False, trainer=no_trainer)
+    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None, place=Place.OUTSIDE, built=False)
     passes = Passes(lambda number: 10 * (number + 1), whole=True)
     loader, found = loader_of(loop, passes), []
     for count in (9, 3):

@@ -101,11 +101,6 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
     assert _ends(what, stream, 7, None)(3) == 7
 
 
-def no_trainer(call: str) -> Any:
-    """The Trainer of a loop that no job has."""
-    return SimpleNamespace(load_registered=lambda: None)
-
-
 def loader_of(loop: Any, passes: Passes | None = None, data: Any = ROWS) -> Loader:
     """With epochs of 10 steps."""
     return Loader(loop, passes or Passes(lambda number: 10 * (number + 1), whole=True), data, batch_size=8, saves=False)
@@ -117,7 +112,7 @@ def loader_of(loop: Any, passes: Passes | None = None, data: Any = ROWS) -> Load
 )
 def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
     """`taken`: steps before the first loop, and after each."""
-    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE, built=False, trainer=no_trainer)
+    loop: Any = SimpleNamespace(taken=taken[0], stopped=False, resumed_at=None, place=Place.OUTSIDE, built=False)
     loader, found = loader_of(loop), []
     for number, after in zip(loader.epochs(3), taken[1:], strict=False):
         found.append((number, len(loader)))
@@ -126,7 +121,7 @@ def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numb
 
 
 def test_an_epoch_whose_end_a_checkpoint_is_of_is_gone_on_with_behind_its_loop() -> None:
-    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None, built=False, trainer=no_trainer)
+    loop: Any = SimpleNamespace(taken=0, stopped=False, resumed_at=None, built=False)
     found = []
     for number in loader_of(loop).epochs(4):
         found.append(number)

@@ -94,12 +94,9 @@ class Loader:
             number = first + epoch
             if self.loop.stopped or number >= self._passes.over_at(counts):
                 return
-            joins = not self.loop.built
-            if joins or self.loop.taken < self._passes.end(number) or self.loop.resumed_at == self._passes.end(number):
+            if not self.loop.built or self.loop.taken < self._passes.end(number) or self.loop.resumed_at == self._passes.end(number):
                 self._next = number
                 yield epoch
-            if joins and self.loop.built:
-                self.loop.trainer("loader.epochs()").load_registered()
         self._next = max(self._next, first + count)
 
     @property
@@ -121,7 +118,7 @@ class Loader:
 
     def register_for_checkpointing(self, *objects: Any) -> None:
         """`Trainer.register_for_checkpointing`, before the loop: objects that the body changes, where `report` is not None."""
-        self._early(lambda trainer: trainer.register_early(*objects))
+        self._early(lambda trainer: trainer.register_for_checkpointing(*objects))
 
     def after_step(self, f: AfterStep) -> AfterStep:
         """`Trainer.after_step`, before the loop: a change of parameters after each update, as a part of the step."""

@@ -109,19 +109,6 @@ class PlainTrainer(Trainer):
         self._history.after.append(after.name_of(f))
         return f
 
-    def register_early(self, *objects: Any) -> None:
-        """`register_for_checkpointing`, without loading states: code behind a first loop that is over here finds objects as they were made.
-
-        Early stopping, say, would count that turn, and end the training.
-        """
-        if self._history.decided:
-            self.register_for_checkpointing(*objects)  # which refuses it
-        self._history.registered.add(objects, self._model.root, loads=False)
-
-    def load_registered(self) -> None:
-        """Loads the states of registered objects that others have, behind such a turn."""
-        self._history.registered.load()
-
     def keep_too(self, chosen: Callable[[], Container[int]]) -> None:
         """Keeps the checkpoints of steps that `chosen` returns, besides the newest ones."""
         if self._checkpoints is not None:
